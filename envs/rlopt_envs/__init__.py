@@ -1,0 +1,3 @@
+"""Gymnasium environments whose optimum is known in closed form."""
+
+__all__: list[str] = []

@@ -1,0 +1,155 @@
+"""One training run of an agent with a replay, evaluated on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+
+from rlopt import agents
+from rlopt.replay import REPLAYS
+from rlopt.study import Recorder
+
+AGENTS: dict[str, type[OffPolicyAlgorithm]] = {
+    "dqn": agents.DQN,
+    "ddpg": agents.DDPG,
+    "td3": agents.TD3,
+    "sac": agents.SAC,
+}
+
+
+def train(config: dict[str, Any], seed: int, folder: Path) -> None:
+    """Train and evaluate; the function of the study.
+
+    Args:
+        config: `env_id`, `agent`, `total_timesteps`, `num_evaluations`, `eval_episodes`, `device`, `replay`,
+            `replay_options`, and under `options` the hyper-parameters of the agent that differ from its defaults.
+        seed: Seed of the agent; evaluations use seeds of their own, derived from it.
+        folder: Where progress.csv and TensorBoard events go.
+    """
+    agent = make_agent(config, seed)
+    agent.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+    evaluation = Evaluation(
+        Recorder(folder),
+        config["env_id"],
+        total_timesteps=config["total_timesteps"],
+        num_evaluations=config["num_evaluations"],
+        num_episodes=config["eval_episodes"],
+        seed=seed,
+    )
+    agent.learn(config["total_timesteps"], callback=evaluation, log_interval=10)
+    agent.logger.close()
+
+
+def make_agent(config: dict[str, Any], seed: int) -> OffPolicyAlgorithm:
+    """Build the agent of a run."""
+    env = Monitor(gym.make(config["env_id"]))
+    options = dict(config["options"])
+    widths = options.pop("net_arch", None)
+    noise = options.pop("action_noise", None)
+    if noise is not None:
+        shape = env.action_space.shape
+        options["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, noise)) if noise > 0 else None
+    if config["learning_rate_factor"] != 1.0:
+        options["learning_rate"] *= config["learning_rate_factor"]
+    return AGENTS[config["agent"]](
+        _policy(env.observation_space),
+        env,
+        replay_buffer_class=REPLAYS[config["replay"]].replay_class,
+        replay_buffer_kwargs=dict(config["replay_options"]),
+        policy_kwargs=None if widths is None else {"net_arch": list(widths)},
+        seed=seed,
+        device=config["device"],
+        **options,
+    )
+
+
+class Evaluation(BaseCallback):
+    """Evaluates the deterministic policy at equal distances and stops training after exactly the wanted steps.
+
+    Everything random in it comes from environments and seeds of its own, so that training is the same with any number of
+    evaluations, and all replays of one seed meet the same episodes.
+
+    Args:
+        recorder: Where progress and scores go.
+        env_id: The environment to evaluate in.
+        total_timesteps: Steps of the run.
+        num_evaluations: How many, the last one after the last step.
+        num_episodes: Episodes of one evaluation; the score is their mean undiscounted return.
+        seed: Seed of the run.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        env_id: str,
+        *,
+        total_timesteps: int,
+        num_evaluations: int,
+        num_episodes: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._envs = [gym.make(env_id) for _ in range(num_episodes)]
+        self._total_timesteps = total_timesteps
+        points = np.linspace(0, total_timesteps, num_evaluations + 1)[1:]
+        self._points = list(dict.fromkeys(int(point) for point in np.ceil(points)))
+        self._seed = seed
+
+    def _on_step(self) -> bool:
+        self._recorder.progress(self.num_timesteps)
+        if self._points and self.num_timesteps >= self._points[0]:
+            self._points.pop(0)
+            seeds = np.random.SeedSequence(self._seed, spawn_key=(1, self.num_timesteps))
+            returns = play(self.model, self._envs, seeds.generate_state(len(self._envs)).tolist())
+            self._recorder.evaluation(self.num_timesteps, float(np.mean(returns)))
+            self.logger.record("eval/mean_reward", float(np.mean(returns)))
+        return self.num_timesteps < self._total_timesteps
+
+    def _on_training_end(self) -> None:
+        for env in self._envs:
+            env.close()
+
+
+def play(agent: Any, envs: Sequence[gym.Env[Any, Any]], seeds: Sequence[int]) -> list[float]:
+    """Play one episode in each environment with the deterministic policy, all at once, and return their returns.
+
+    Args:
+        agent: Anything with Stable-Baselines3's `predict`.
+        envs: Environments of one kind.
+        seeds: A seed for each.
+    """
+    returns = [0.0] * len(envs)
+    running = {index: env.reset(seed=seed)[0] for index, (env, seed) in enumerate(zip(envs, seeds, strict=True))}
+    while running:
+        actions, _ = agent.predict(_stack(list(running.values())), deterministic=True)
+        for index, action in zip(list(running), actions, strict=True):
+            observation, reward, terminated, truncated, _ = envs[index].step(action)
+            returns[index] += float(reward)
+            if terminated or truncated:
+                del running[index]
+            else:
+                running[index] = observation
+    return returns
+
+
+def _stack(observations: list[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {name: np.stack([one[name] for one in observations]) for name in observations[0]}
+    return np.stack(observations)
+
+
+def _policy(space: gym.Space[Any]) -> str:
+    if isinstance(space, gym.spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"

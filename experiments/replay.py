@@ -1,0 +1,295 @@
+"""Which replay learns best? Trains one agent with several replay strategies and compares them with statistics.
+
+The runs go to RUNS/NAME, with a report when they are done. A study can be stopped at any time; the same command goes on
+where it stopped, and more seeds, replays or environments can be added later under the same name.
+
+Examples:
+    python experiments/replay.py --preset quickstart
+    python experiments/replay.py --env-id LunarLander-v3 --replays uniform prioritized reverse introspective --seeds 10
+    python experiments/replay.py --env-id Pendulum-v1 --agent sac --replays uniform introspective --introspective.mix 0.3
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import tyro
+from _hyperparameters import ACCEPTED, PAPER, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
+from rich.console import Console
+from tyro.conf import arg
+
+from rlopt.replay import (
+    REPLAYS,
+    EmphasizeRecentConfig,
+    HindsightConfig,
+    IntrospectiveConfig,
+    PrioritizedConfig,
+    ReverseConfig,
+)
+from rlopt.study import Task, report, run_study
+
+PresetName = Literal["tuned", "paper", "quickstart"]
+AgentName = Literal["auto", "dqn", "ddpg", "td3", "sac"]
+
+
+@dataclass(frozen=True)
+class ReplayStudy:
+    """Options of the comparison."""
+
+    preset: PresetName = "tuned"
+    """Where the hyper-parameters come from; every option that is given wins over it.
+    tuned: good values for uniform replay. paper: those released with introspective experience replay.
+    quickstart: CartPole-v1 and Acrobot-v1 in a few minutes."""
+    env_id: Annotated[tuple[str, ...], arg(metavar="ID [ID ...]")] = ("CartPole-v1",)
+    """Gymnasium environments."""
+    replays: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = (
+        "uniform",
+        "prioritized",
+        "reverse",
+        "introspective",
+    )
+    """Replays to compare, the baseline first unless uniform is among them: uniform, combined, emphasize_recent, greedy,
+    prioritized, hindsight, reverse, introspective."""
+    agent: AgentName = "auto"
+    """The agent; auto takes DQN for discrete actions and TD3 for continuous ones."""
+    seeds: int = 5
+    """Runs of each replay on each environment, > 0; seeds 0, 1, ..."""
+    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    """Runs at a time, > 0, each in a process with one thread."""
+    output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
+    """Folder of all studies."""
+    name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
+    """Name of this study, its folder in RUNS."""
+    num_evaluations: int = 20
+    """Evaluations of a run, > 0, at equal distances."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation, > 0, with the deterministic policy."""
+    device: str = "cpu"
+    """Where networks live: cpu, cuda, ..."""
+    options: Annotated[AgentOptions, arg(name="")] = field(default_factory=AgentOptions)
+    """Hyper-parameters of the agent."""
+    prioritized_lr_factor: float = 1.0
+    """Prioritized replay learns with the learning rate times this, > 0; its authors suggest 0.25."""
+    prioritized: PrioritizedConfig = field(default_factory=PrioritizedConfig)
+    """Prioritized replay"""
+    reverse: ReverseConfig = field(default_factory=ReverseConfig)
+    """Reverse replay"""
+    introspective: IntrospectiveConfig = field(default_factory=IntrospectiveConfig)
+    """Introspective replay"""
+    emphasize_recent: EmphasizeRecentConfig = field(default_factory=EmphasizeRecentConfig)
+    """Replay that emphasizes recent experience"""
+    hindsight: HindsightConfig = field(default_factory=HindsightConfig)
+    """Hindsight replay"""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "jobs", "num_evaluations", "eval_episodes", "prioritized_lr_factor"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be > 0, got {value}")
+        for name in self.replays:
+            if name not in REPLAYS:
+                raise ValueError(f"replays must be among {', '.join(REPLAYS)}, got {name}{_hint(name, REPLAYS)}")
+
+
+# Name -> what it is, and the options that it changes.
+PRESETS: dict[PresetName, tuple[str, ReplayStudy]] = {
+    "tuned": ("hyper-parameters that suit uniform replay", ReplayStudy()),
+    "paper": ("hyper-parameters released with introspective experience replay", ReplayStudy(preset="paper")),
+    "quickstart": (
+        "a small comparison for two cores",
+        ReplayStudy(
+            preset="quickstart",
+            env_id=("CartPole-v1", "Acrobot-v1"),
+            seeds=3,
+            num_evaluations=10,
+            eval_episodes=5,
+        ),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison and return an exit status; an error is one line."""
+    try:
+        study = parse(sys.argv[1:] if arguments is None else arguments)
+        tasks = [make_task(study, env_id) for env_id in study.env_id]
+        refuse_options_without_effect(study, [str(task.config["agent"]) for task in tasks])
+        folder = study.output / (study.name or default_name(study))
+        status = run_study(
+            f"{Path(__file__).resolve().parent / '_training.py'}:train",
+            tasks=tasks,
+            variants={name: variant(study, name) for name in study.replays},
+            seeds=study.seeds,
+            folder=folder,
+            baseline="uniform" if "uniform" in study.replays else study.replays[0],
+            jobs=study.jobs or os.cpu_count() or 1,
+        )
+        if status in (0, 1):
+            Console().print(f"Report: {report(folder)}", markup=False, highlight=False, soft_wrap=True)
+            return status
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return status
+
+
+def parse(arguments: Sequence[str]) -> ReplayStudy:
+    """Read the command line; what is not given comes from the preset."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="tuned")
+    preset = first.parse_known_args(arguments)[0].preset
+    _, default = PRESETS.get(preset, PRESETS["tuned"])  # a wrong name is reported below, with all others
+    return tyro.cli(ReplayStudy, args=arguments, default=default, description=__doc__)
+
+
+def make_task(study: ReplayStudy, env_id: str) -> Task:
+    """Return the task of an environment, with the hyper-parameters of the preset and those given."""
+    action_space = inspect_env(env_id, study.replays)
+    agent = choose_agent(study.agent, env_id, action_space)
+    options = preset_options(study.preset, env_id, agent).given()
+    options = {name: value for name, value in options.items() if name in ACCEPTED[agent]}
+    options |= {name: value for name, value in study.options.given().items() if name in ACCEPTED[agent]}
+    total_timesteps = options.pop("total_timesteps")
+    low, high = REFERENCE_SCORES.get(env_id, (None, None))
+    config = {
+        "env_id": env_id,
+        "agent": agent,
+        "total_timesteps": total_timesteps,
+        "num_evaluations": study.num_evaluations,
+        "eval_episodes": study.eval_episodes,
+        "device": study.device,
+        "options": options,
+    }
+    return Task(env_id, total_timesteps, config, low, high)
+
+
+def variant(study: ReplayStudy, name: str) -> dict[str, Any]:
+    """Return the options of a replay."""
+    config = getattr(study, name, None) or REPLAYS[name].config_class()
+    factor = study.prioritized_lr_factor if name == "prioritized" else 1.0
+    return {"replay": name, "replay_options": dataclasses.asdict(config), "learning_rate_factor": factor}
+
+
+def preset_options(preset: PresetName, env_id: str, agent: str) -> AgentOptions:
+    """Return the hyper-parameters of a preset for an environment.
+
+    Raises:
+        ValueError: If the preset has none for it.
+    """
+    table = {"tuned": TUNED, "paper": PAPER, "quickstart": QUICKSTART}[preset]
+    if env_id in table:
+        return table[env_id]
+    if preset == "tuned":
+        return TUNED_OTHER[agent]
+    raise ValueError(f"env_id must be one of {', '.join(table)} with preset {preset}, got {env_id}; use preset tuned")
+
+
+def inspect_env(env_id: str, replays: Sequence[str]) -> gym.Space[Any]:
+    """Return the action space of an environment.
+
+    Raises:
+        ValueError: If there is no such environment, a package for it is missing, or hindsight has no goals in it.
+    """
+    try:
+        env = gym.make(env_id)
+    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError):
+        message = f"env_id must be an environment that is installed, got {env_id}{_hint(env_id, gym.registry)}"
+        raise ValueError(message) from None
+    except gym.error.Error as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"env_id {env_id} cannot be made: {reason}") from None
+    goals = isinstance(env.observation_space, gym.spaces.Dict) and "desired_goal" in env.observation_space.spaces
+    if "hindsight" in replays and not goals:
+        raise ValueError(f"replays must not hold hindsight for {env_id}: its observations have no desired_goal")
+    env.close()
+    return env.action_space
+
+
+def choose_agent(agent: AgentName, env_id: str, space: gym.Space[Any]) -> str:
+    """Return the agent for an action space.
+
+    Raises:
+        ValueError: If the agent cannot act in it.
+    """
+    kind = "discrete" if isinstance(space, gym.spaces.Discrete) else "continuous"
+    if kind == "continuous" and not isinstance(space, gym.spaces.Box):
+        raise ValueError(f"env_id must have Discrete or Box actions, {env_id} has {type(space).__name__}")
+    fitting = {"discrete": ("dqn",), "continuous": ("td3", "ddpg", "sac")}[kind]
+    if agent == "auto":
+        return fitting[0]
+    if agent not in fitting:
+        raise ValueError(f"agent must be {' or '.join(fitting)} for the {kind} actions of {env_id}, got {agent}")
+    return agent
+
+
+def refuse_options_without_effect(study: ReplayStudy, agents: Sequence[str]) -> None:
+    """Refuse options for a replay or an agent that takes no part.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for name in REPLAYS:
+        if name not in study.replays and hasattr(study, name):
+            changed = _changes(getattr(study, name))
+            if changed:
+                raise ValueError(
+                    f"{name}.{next(iter(changed))} has no effect: {name} is not among the replays "
+                    f"({', '.join(study.replays)}); add it or drop the option"
+                )
+    if study.prioritized_lr_factor != 1.0 and "prioritized" not in study.replays:
+        raise ValueError("prioritized_lr_factor has no effect: prioritized is not among the replays; drop the option")
+    for option in study.options.given():
+        if not any(option in ACCEPTED[agent] for agent in agents):
+            having = [agent for agent, accepted in ACCEPTED.items() if option in accepted]
+            raise ValueError(
+                f"{option} has no effect: it belongs to {', '.join(having)}, "
+                f"the agent here is {', '.join(sorted(set(agents)))}; drop the option"
+            )
+
+
+def default_name(study: ReplayStudy) -> str:
+    """Return a name that tells what differs from the preset, so that different studies get different folders."""
+    default = PRESETS[study.preset][1]
+    parts = [study.preset]
+    if study.env_id != default.env_id or study.preset != "quickstart":
+        parts += [env_id.replace("/", "-") for env_id in study.env_id]
+    if study.agent != "auto":
+        parts.append(study.agent)
+    changed = {
+        name: getattr(study, name)
+        for name in ("num_evaluations", "eval_episodes", "device", "prioritized_lr_factor")
+        if getattr(study, name) != getattr(default, name)
+    }
+    changed |= study.options.given()
+    for name in study.replays:
+        if hasattr(study, name):
+            changed |= {f"{name}.{option}": value for option, value in _changes(getattr(study, name)).items()}
+    parts += [f"{name}={_text(value)}" for name, value in changed.items()]
+    return "_".join(parts)
+
+
+def _changes(config: Any) -> dict[str, Any]:
+    default = dataclasses.asdict(type(config)())
+    return {name: value for name, value in dataclasses.asdict(config).items() if value != default[name]}
+
+
+def _text(value: Any) -> str:
+    return "x".join(str(one) for one in value) if isinstance(value, tuple | list) else str(value)
+
+
+def _hint(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What rlopt's off-policy agents share: how they make, announce to, report to, save and load their replay."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from rlopt.agents.diagnostics import ReplayDiagnostics
+from rlopt.agents.td_errors import td_error
+from rlopt.replay import HindsightReplay, Replay, UniformReplay
+
+
+class OffPolicyLearner(OffPolicyAlgorithm):
+    """Mixin that stands before a Stable-Baselines3 agent and connects its learning step with rlopt's replay.
+
+    * Without `replay_buffer_class` the replay is `UniformReplay`, for every kind of space.
+    * `n_steps` and `gamma` of the agent reach the replay; a replay with another gamma is refused.
+    * The replay's generator is spawned from the agent's seed.
+    * Buffers that are not rlopt's work as in Stable-Baselines3, without weights and reports.
+    """
+
+    def _setup_model(self) -> None:
+        self._diagnostics = ReplayDiagnostics()
+        if self.replay_buffer_class is None:
+            self.replay_buffer_class = UniformReplay
+        if not issubclass(self.replay_buffer_class, Replay):
+            super()._setup_model()
+            return
+        if self.replay_buffer is None:
+            self.replay_buffer = self._make_replay(self.replay_buffer_class)
+        # Stable-Baselines3 warns that n_steps has no effect with a replay_buffer_class; here it has.
+        n_steps, self.n_steps = self.n_steps, 1
+        super()._setup_model()
+        self.n_steps = n_steps
+
+    def _make_replay(self, replay_class: type[Replay]) -> Replay:
+        options: dict[str, Any] = dict(self.replay_buffer_kwargs)
+        gamma = options.setdefault("gamma", self.gamma)
+        if gamma != self.gamma:
+            raise ValueError(f"replay_buffer_kwargs has gamma={gamma}, the agent gamma={self.gamma}: drop it there.")
+        n_steps = options.setdefault("n_steps", self.n_steps)
+        if self.n_steps not in (1, n_steps):
+            raise ValueError(f"replay_buffer_kwargs has n_steps={n_steps}, the agent n_steps={self.n_steps}: drop it there.")
+        if self.seed is not None:
+            options.setdefault("seed", np.random.SeedSequence(self.seed, spawn_key=(0,)))
+        if issubclass(replay_class, HindsightReplay) and options.get("compute_reward") is None:
+            options.setdefault("env", self.env)
+        return replay_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **options,
+        )
+
+    def _begin_phase(self, gradient_steps: int) -> None:
+        """Tell the replay that `gradient_steps` draws follow."""
+        if isinstance(self.replay_buffer, Replay):
+            # Scores are those of the acting networks: dropout and batch statistics off.
+            self.policy.set_training_mode(False)
+            self.replay_buffer.begin_phase(
+                gradient_steps,
+                partial(td_error, self),
+                progress=min(max(1.0 - self._current_progress_remaining, 0.0), 1.0),
+                env=self._vec_normalize_env,
+            )
+
+    def _report(self, batch: Any, td_errors: th.Tensor) -> None:
+        """Give the replay the TD errors of a batch that was just learned from."""
+        if isinstance(self.replay_buffer, Replay):
+            self.replay_buffer.update(batch.indices, td_errors)
+            self._diagnostics.note(self.replay_buffer, batch, td_errors)
+
+    def dump_logs(self) -> None:
+        """Write the log data, with statistics of the replay."""
+        if isinstance(self.replay_buffer, Replay):
+            for name, value in self._diagnostics.report(self.replay_buffer).items():
+                self.logger.record(f"replay/{name}", value)
+        super().dump_logs()
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Save the replay, in rlopt's format without pickle if it is rlopt's, whatever the name of the file."""
+        if not isinstance(self.replay_buffer, Replay) or isinstance(path, io.BufferedIOBase):
+            super().save_replay_buffer(path)
+        else:
+            self.replay_buffer.save(path)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load what `save_replay_buffer` wrote.
+
+        Args:
+            path: The file.
+            truncate_last_traj: For Stable-Baselines3's own buffers. rlopt's need no choice: an episode that is not continued
+                ends where it stopped.
+
+        Raises:
+            ValueError: If the file is missing, damaged, foreign, or of a replay with other options.
+        """
+        if not isinstance(self.replay_buffer, Replay) or isinstance(path, io.BufferedIOBase):
+            super().load_replay_buffer(path, truncate_last_traj)
+        else:
+            self.replay_buffer.load(path)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_diagnostics"]
+
+
+def weights_of(batch: Any) -> th.Tensor | None:
+    """Importance weights of a batch, None for buffers that have none."""
+    return getattr(batch, "weights", None)
+
+
+def mean_of(values: list[th.Tensor]) -> float:
+    """Mean of scalar tensors, read from the device once at the end."""
+    return float(np.mean([value.item() for value in values]))

@@ -1,0 +1,84 @@
+"""SAC with any replay."""
+
+from __future__ import annotations
+
+from stable_baselines3 import SAC as SB3SAC
+
+from rlopt.agents import losses
+from rlopt.agents.off_policy import OffPolicyLearner, mean_of, weights_of
+from rlopt.agents.td_errors import sac_entropy_coefficient, sac_target
+
+
+class SAC(OffPolicyLearner, SB3SAC):
+    """Stable-Baselines3's SAC with rlopt's learning step.
+
+    Critic loss: 0.5 sum_c mean_i w_i (Q_c(s_i, a_i) - y_i)^2 with y = r + discount (1 - done) (min_c Q'_c(s', a') - alpha log
+    pi(a' | s')), a' ~ pi(s'). The objectives of actor and entropy coefficient are plain means over the batch. The TD error that
+    the replay gets is y - min_c Q_c(s, a).
+
+    Args: As in Stable-Baselines3's SAC; `n_steps` works with every replay of rlopt.
+
+    References: Haarnoja et al., Soft actor-critic algorithms and applications, 2018, arXiv 1812.05905.
+
+    Example:
+        >>> from rlopt.replay import EmphasizeRecentReplay
+        >>> agent = SAC("MlpPolicy", "Pendulum-v1", replay_buffer_class=EmphasizeRecentReplay, batch_size=32, seed=0)
+        >>> agent.learn(120).num_timesteps
+        120
+    """
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """Do `gradient_steps` updates on batches of `batch_size` transitions."""
+        assert self.replay_buffer is not None
+        self._begin_phase(gradient_steps)
+        self.policy.set_training_mode(True)
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        if self.ent_coef_optimizer is not None:
+            optimizers += [self.ent_coef_optimizer]
+        self._update_learning_rate(optimizers)
+        ent_coef_values, actor_values, critic_values, ent_coefs = [], [], [], []
+        for gradient_step in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            if self.use_sde:
+                # log_std may have changed since the last step
+                self.actor.reset_noise()
+            actions, log_prob = self.actor.action_log_prob(batch.observations)
+            log_prob = log_prob.reshape(-1, 1)
+
+            ent_coef = sac_entropy_coefficient(self)
+            ent_coefs.append(ent_coef)
+            if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+                assert isinstance(self.target_entropy, float)
+                ent_coef_loss = losses.entropy_coefficient_loss(self.log_ent_coef, log_prob, self.target_entropy)
+                self.ent_coef_optimizer.zero_grad()
+                ent_coef_loss.backward()  # type: ignore[no-untyped-call]
+                self.ent_coef_optimizer.step()
+                ent_coef_values.append(ent_coef_loss.detach())
+
+            target = sac_target(self, batch, ent_coef)
+            critics_q = self.critic(batch.observations, batch.actions)
+            critic_loss = 0.5 * losses.squared_loss(critics_q, target, weights_of(batch))
+            self.critic.optimizer.zero_grad()
+            critic_loss.backward()  # type: ignore[no-untyped-call]
+            self.critic.optimizer.step()
+            critic_values.append(critic_loss.detach())
+            self._report(batch, (target - losses.smallest_value(critics_q)).detach())
+
+            q = losses.smallest_value(self.critic(batch.observations, actions))
+            actor_loss = (ent_coef * log_prob - q).mean()
+            self.actor.optimizer.zero_grad()
+            actor_loss.backward()  # type: ignore[no-untyped-call]
+            self.actor.optimizer.step()
+            actor_values.append(actor_loss.detach())
+
+            if gradient_step % self.target_update_interval == 0:
+                losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+                losses.soft_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/ent_coef", mean_of(ent_coefs))
+        self.logger.record("train/actor_loss", mean_of(actor_values))
+        self.logger.record("train/critic_loss", mean_of(critic_values))
+        if ent_coef_values:
+            self.logger.record("train/ent_coef_loss", mean_of(ent_coef_values))

@@ -1,0 +1,63 @@
+"""TD3 with any replay."""
+
+from __future__ import annotations
+
+from stable_baselines3 import TD3 as SB3TD3
+
+from rlopt.agents import losses
+from rlopt.agents.off_policy import OffPolicyLearner, mean_of, weights_of
+from rlopt.agents.td_errors import td3_target
+
+
+class TD3(OffPolicyLearner, SB3TD3):
+    """Stable-Baselines3's TD3 with rlopt's learning step.
+
+    Critic loss: sum_c mean_i w_i (Q_c(s_i, a_i) - y_i)^2 with y = r + discount (1 - done) min_c Q'_c(s', clip(pi'(s') +
+    noise)). The actor's objective is the plain mean over the batch: weights correct the regression, not the choice of states.
+    The TD error that the replay gets is y - min_c Q_c(s, a).
+
+    Args: As in Stable-Baselines3's TD3; `n_steps` works with every replay of rlopt.
+
+    References: Fujimoto et al., Addressing function approximation error in actor-critic methods, ICML 2018, arXiv 1802.09477.
+
+    Example:
+        >>> from rlopt.replay import ReverseReplay
+        >>> agent = TD3("MlpPolicy", "Pendulum-v1", replay_buffer_class=ReverseReplay, batch_size=32, seed=0)
+        >>> agent.learn(120).num_timesteps
+        120
+    """
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Do `gradient_steps` updates on batches of `batch_size` transitions."""
+        assert self.replay_buffer is not None
+        self._begin_phase(gradient_steps)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
+        actor_values, critic_values = [], []
+        for _ in range(gradient_steps):
+            self._n_updates += 1
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            target = td3_target(self, batch)
+            critics_q = self.critic(batch.observations, batch.actions)
+            critic_loss = losses.squared_loss(critics_q, target, weights_of(batch))
+            self.critic.optimizer.zero_grad()
+            critic_loss.backward()  # type: ignore[no-untyped-call]
+            self.critic.optimizer.step()
+            critic_values.append(critic_loss.detach())
+            self._report(batch, (target - losses.smallest_value(critics_q)).detach())
+
+            if self._n_updates % self.policy_delay == 0:
+                actor_loss = -self.critic.q1_forward(batch.observations, self.actor(batch.observations)).mean()
+                self.actor.optimizer.zero_grad()
+                actor_loss.backward()  # type: ignore[no-untyped-call]
+                self.actor.optimizer.step()
+                actor_values.append(actor_loss.detach())
+                losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+                losses.soft_update(self.actor.parameters(), self.actor_target.parameters(), self.tau)
+                losses.soft_update(self.critic_batch_norm_stats, self.critic_batch_norm_stats_target, 1.0)
+                losses.soft_update(self.actor_batch_norm_stats, self.actor_batch_norm_stats_target, 1.0)
+
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if actor_values:
+            self.logger.record("train/actor_loss", mean_of(actor_values))
+        self.logger.record("train/critic_loss", mean_of(critic_values))

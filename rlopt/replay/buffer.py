@@ -1,0 +1,443 @@
+"""The replay buffer: a storage and a sampler behind Stable-Baselines3's `ReplayBuffer` interface."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
+
+from rlopt.replay.sampler import Draw, Sampler, ScoreFunction
+from rlopt.replay.serialization import read_state, write_state
+from rlopt.replay.storage import Layout, Observation, TransitionStorage
+
+SCORE_BATCH_SIZE = 4096
+"""Transitions per forward pass when all stored transitions are scored. Fits the caches of a CPU for ordinary networks."""
+
+UNSCORED_DRAWS = 100
+"""Draws without any reported TD error after which a replay that needs them says so."""
+
+
+class ReplayBatch(NamedTuple):
+    """A batch with Stable-Baselines3's field names plus `indices` and `weights`.
+
+    Attributes:
+        observations: (B, *obs_shape), dtype of the space, or a dict of these.
+        actions: (B, action_dim).
+        next_observations: Like `observations`; with n-step returns those after the last step used.
+        dones: (B, 1) float32, 1 where the environment terminated; never set by truncation.
+        rewards: (B, 1) float32; with n-step returns sum_j gamma^j r_{t+j}.
+        discounts: None for one-step batches (the agent's gamma applies), else (B, 1) float32, gamma^k of the k steps used.
+        indices: (B,) int64 NumPy array for `update`.
+        weights: (B, 1) float32 importance weights, ones for replays without.
+
+    The learning target is `rewards + discounts * (1 - dones) * value(next_observations)`.
+    """
+
+    observations: th.Tensor | dict[str, th.Tensor]
+    actions: th.Tensor
+    next_observations: th.Tensor | dict[str, th.Tensor]
+    dones: th.Tensor
+    rewards: th.Tensor
+    discounts: th.Tensor | None
+    indices: NDArray[np.int64]
+    weights: th.Tensor
+
+
+TDErrorFunction = Callable[[ReplayBatch], th.Tensor]
+"""TD errors (B,) or (B, 1), sign irrelevant, of a batch under the current networks, without gradient."""
+
+
+class Replay(ReplayBuffer):
+    """Base of all replays; drops into Stable-Baselines3's off-policy agents by `replay_buffer_class=`.
+
+    Args:
+        buffer_size: Capacity in transitions over all environments; rounded up to a multiple of `n_envs`.
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        device: Device of the sampled tensors.
+        n_envs: Number of parallel environments.
+        optimize_memory_usage: Stable-Baselines3's word for `layout="shared"`. Unlike there, it works with time limits, several
+            environments, Dict observations and n-step returns.
+        handle_timeout_termination: Whether an episode cut by a time limit is bootstrapped. With False a cut counts as an end.
+        sampler: What chooses the transitions.
+        n_steps: Steps of the return, >= 1. Returns never cross an episode's end or the write head.
+        gamma: Discount of n-step returns, in (0, 1]; needed if `n_steps` > 1. rlopt's agents pass theirs.
+        layout: "plain", or "shared" to store each observation once (half the memory for images, equal batches).
+        memmap_path: Folder on a disk for memory-mapped storage. The files are scratch and vanish with the buffer; `save` keeps
+            data.
+        seed: Seed of the sampler's own generator. None derives one from NumPy's global generator without advancing it, so that
+            the seed of a stock Stable-Baselines3 agent governs the replay as well.
+
+    Raises:
+        ValueError: For arguments outside the stated sets.
+        MemoryError: If the buffer cannot fit, with its size and what to do.
+    """
+
+    storage: TransitionStorage
+    sampler: Sampler
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        *,
+        sampler: Sampler,
+        n_steps: int = 1,
+        gamma: float | None = None,
+        layout: Layout = "plain",
+        memmap_path: str | Path | None = None,
+        seed: int | np.random.SeedSequence | None = None,
+    ) -> None:
+        if n_steps < 1:
+            raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
+        if gamma is not None and not 0.0 < gamma <= 1.0:
+            raise ValueError(f"gamma must be in (0, 1], got {gamma}.")
+        if n_steps > 1 and gamma is None:
+            raise ValueError(f"gamma must be given for n_steps={n_steps}: pass the agent's gamma in replay_buffer_kwargs.")
+        # Not ReplayBuffer's own constructor: it would allocate arrays that are never used.
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.optimize_memory_usage = optimize_memory_usage or layout == "shared"
+        self.handle_timeout_termination = handle_timeout_termination
+        self.n_steps = n_steps
+        self.gamma = gamma
+        self.seed = seed
+        self.memmap_path = memmap_path
+        self.storage = TransitionStorage(
+            buffer_size,
+            observation_space,
+            action_space,
+            n_envs,
+            "shared" if self.optimize_memory_usage else "plain",
+            memmap_path,
+        )
+        if self.storage.capacity != buffer_size:
+            warnings.warn(
+                f"buffer_size={buffer_size} is not a multiple of n_envs={n_envs}: rounded up to {self.storage.capacity}.",
+                stacklevel=2,
+            )
+        self.buffer_size = self.storage.num_rows  # Stable-Baselines3 counts rows of n_envs transitions
+        self.rng = np.random.Generator(np.random.PCG64(_seed_sequence(seed)))
+        self.sampler = sampler
+        self.sampler.bind(self.storage, self.rng)
+        self.num_uniform_batches = 0
+        self.num_chosen_batches = 0
+        self._draws_without_scores = 0
+
+    # ------------------------------------------------------------------ what is in it
+
+    def __len__(self) -> int:
+        """Transitions stored, over all environments."""
+        return len(self.storage)
+
+    def __bool__(self) -> bool:
+        """An empty buffer is still a buffer."""
+        return True
+
+    @property
+    def capacity(self) -> int:
+        """Transitions that fit, over all environments."""
+        return self.storage.capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of storage and sampler; known at construction (a shared layout may grow with the number of episode ends)."""
+        return self.storage.nbytes + self.sampler.nbytes
+
+    @property
+    def observations(self) -> Observation:  # type: ignore[override]
+        """Stored observations, (num_rows, n_envs, *obs_shape) or a dict of these, as views."""
+        return self._stored("obs")
+
+    @property
+    def next_observations(self) -> Observation:  # type: ignore[override]
+        """Stored next observations; only the plain layout has them."""
+        if self.storage.layout == "shared":
+            raise AttributeError("next_observations are not stored by layout='shared'; use storage.next_observation(slots).")
+        return self._stored("next_obs")
+
+    def _stored(self, prefix: str) -> Observation:
+        if isinstance(self.observation_space, spaces.Dict):
+            return {key: self.storage.column(f"{prefix}/{key}") for key in self.observation_space}
+        return self.storage.column(prefix)
+
+    @property
+    def actions(self) -> NDArray[Any]:  # type: ignore[override]
+        """Stored actions, (num_rows, n_envs, action_dim), a view."""
+        return self.storage.column("actions")
+
+    @property
+    def rewards(self) -> NDArray[np.float32]:  # type: ignore[override]
+        """Stored rewards, (num_rows, n_envs), a view."""
+        rewards: NDArray[np.float32] = self.storage.column("rewards")[..., 0]
+        return rewards
+
+    @property
+    def timeouts(self) -> NDArray[np.float32]:  # type: ignore[override]
+        """1 where an episode was cut without terminating, (num_rows, n_envs), a copy."""
+        slots = np.arange(self.storage.capacity).reshape(self.storage.num_rows, self.n_envs)
+        return self.storage.truncated(slots).astype(np.float32)
+
+    @property
+    def dones(self) -> NDArray[np.float32]:  # type: ignore[override]
+        """1 where an episode ended or was cut, (num_rows, n_envs), a copy as in Stable-Baselines3 (batches differ: see there)."""
+        return np.maximum(self.storage.column("terminated")[..., 0], self.timeouts)
+
+    def reset(self) -> None:
+        """Forget all transitions; options and generator stay."""
+        self.storage.clear()
+        self.sampler.clear()
+        self.pos, self.full = 0, False
+
+    # ------------------------------------------------------------------ writing
+
+    def add(
+        self,
+        obs: Observation,
+        next_obs: Observation,
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Store one transition of every environment (Stable-Baselines3's signature).
+
+        Args:
+            obs: (n_envs, *obs_shape) or a dict of these.
+            next_obs: The true successors, also at the end of an episode.
+            action: (n_envs, action_dim) or (n_envs,).
+            reward: (n_envs,).
+            done: (n_envs,), whether the episode ended, by termination or by truncation.
+            infos: One dict per environment; "TimeLimit.truncated" says that an end was a cut.
+        """
+        done = np.asarray(done).astype(bool).reshape(self.n_envs)
+        if self.handle_timeout_termination and done.any():
+            truncated = done & np.fromiter((info.get("TimeLimit.truncated", False) for info in infos), bool, self.n_envs)
+        else:
+            truncated = np.zeros(self.n_envs, bool)
+        slots = self.storage.add(obs, next_obs, np.asarray(action), np.asarray(reward), done & ~truncated, truncated)
+        self.sampler.on_add(slots)
+        self.pos, self.full = self.storage.pos, self.storage.full
+
+    # ------------------------------------------------------------------ learning
+
+    def begin_phase(
+        self,
+        gradient_steps: int,
+        td_error_fn: TDErrorFunction | None = None,
+        progress: float | None = None,
+        env: VecNormalize | None = None,
+    ) -> None:
+        """Announce a learning phase of `gradient_steps` draws.
+
+        Args:
+            gradient_steps: Draws until the next phase, > 0.
+            td_error_fn: TD errors of a batch under the current networks; used by replays that rank stored transitions.
+            progress: Share of the training that is done, in [0, 1]; drives schedules.
+            env: Normalises observations and rewards before they are scored.
+        """
+        if gradient_steps < 1:
+            raise ValueError(f"gradient_steps must be at least 1, got {gradient_steps}.")
+        score: ScoreFunction | None = None
+        if td_error_fn is not None and self.sampler.needs_phase:
+            self._draws_without_scores = 0
+            score = partial(self._score, td_error_fn=td_error_fn, env=env)
+        self.sampler.begin_phase(gradient_steps, score, progress)
+
+    def _score(self, slots: NDArray[np.int64], td_error_fn: TDErrorFunction, env: VecNormalize | None) -> NDArray[np.float64]:
+        scores = np.empty(len(slots))
+        for start in range(0, len(slots), SCORE_BATCH_SIZE):
+            part = slots[start : start + SCORE_BATCH_SIZE]
+            scores[start : start + len(part)] = _absolute(td_error_fn(self._make_batch(Draw(part), env)))
+        return scores
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBatch:  # type: ignore[override]
+        """Draw a batch.
+
+        Args:
+            batch_size: Transitions wanted, > 0. Reverse and introspective replay may return fewer at the edge of the data.
+            env: Normalises observations and rewards.
+
+        Raises:
+            ValueError: If the buffer is empty or `batch_size` < 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if self.storage.num_added == 0:
+            raise ValueError("sample: the replay buffer is empty; add transitions first (learning_starts > 0).")
+        if self.sampler.needs_phase or self.sampler.needs_update:
+            self._count_unscored_draw()
+        draw = self.sampler.draw(batch_size)
+        if draw.uniform:
+            self.num_uniform_batches += 1
+        else:
+            self.num_chosen_batches += 1
+        return self._make_batch(draw, env)
+
+    def update(self, indices: NDArray[np.int64], td_errors: th.Tensor | NDArray[Any]) -> None:
+        """Report the TD errors of a sampled batch; replays that do not care ignore it.
+
+        Args:
+            indices: `batch.indices`, (B,).
+            td_errors: (B,) or (B, 1), sign irrelevant.
+        """
+        if self.sampler.needs_update:
+            self._draws_without_scores = 0
+            self.sampler.update(indices, _absolute(td_errors))
+
+    def _count_unscored_draw(self) -> None:
+        self._draws_without_scores += 1
+        if self._draws_without_scores == UNSCORED_DRAWS:
+            warnings.warn(
+                f"{type(self).__name__} got no TD errors in {UNSCORED_DRAWS} draws and samples as if all were equal. Use an agent "
+                "of rlopt.agents, or pass callback=rlopt.agents.ReplayPhaseCallback() to learn() of a Stable-Baselines3 agent.",
+                stacklevel=3,
+            )
+
+    def _get_samples(self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> ReplayBatch:  # type: ignore[override]
+        return self._make_batch(Draw(np.asarray(batch_inds, np.int64)), env)
+
+    def _make_batch(self, draw: Draw, env: VecNormalize | None) -> ReplayBatch:
+        slots = draw.slots
+        fields = self.storage.gather(slots)
+        obs = self.storage.observation(slots, fields)
+        discounts: NDArray[np.float32] | None = None
+        if self.n_steps == 1:
+            next_obs = self.storage.next_observation(slots, fields)
+            rewards, dones = fields["rewards"], fields["terminated"]  # (B, 1)
+            self._relabel(slots, slots[:, None], obs, next_obs, rewards)
+            rewards = self._normalize_reward(rewards, env)
+        else:
+            steps = np.minimum(self.storage.num_steps(slots, "newer", within_episode=True) + 1, self.n_steps)  # (B,)
+            path = self.storage.step(slots[:, None], np.minimum(np.arange(self.n_steps), steps[:, None] - 1))  # (B, n)
+            last = path[:, -1]
+            next_obs = self.storage.next_observation(last)
+            dones = self.storage.terminated(last)[:, None]
+            step_rewards = self.storage.rewards(path)  # (B, n), the last one repeated where the return is shorter
+            self._relabel(slots, path, obs, next_obs, step_rewards)
+            step_rewards = self._normalize_reward(step_rewards, env)
+            assert self.gamma is not None
+            powers = np.float32(self.gamma) ** np.arange(self.n_steps, dtype=np.float32)
+            used = np.arange(self.n_steps) < steps[:, None]
+            rewards = (step_rewards * powers * used).sum(1, keepdims=True, dtype=np.float32)
+            discounts = (np.float32(self.gamma) ** steps.astype(np.float32))[:, None]
+        weights = th.ones((len(slots), 1), device=self.device)
+        if draw.weights is not None:
+            weights = self._tensor(draw.weights[:, None])
+        return ReplayBatch(
+            observations=self._tensors(self._normalize_obs(obs, env)),
+            actions=self._tensor(fields["actions"]),
+            next_observations=self._tensors(self._normalize_obs(next_obs, env)),
+            dones=self._tensor(dones),
+            rewards=self._tensor(rewards),
+            discounts=None if discounts is None else self._tensor(discounts),
+            indices=slots,
+            weights=weights,
+        )
+
+    def _relabel(
+        self,
+        slots: NDArray[np.int64],
+        path: NDArray[np.int64],
+        obs: Observation,
+        next_obs: Observation,
+        rewards: NDArray[np.float32],
+    ) -> None:
+        """Change observations and step rewards (B, n) of a batch in place; hindsight replay does."""
+
+    def _tensor(self, array: NDArray[Any]) -> th.Tensor:
+        tensor = th.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
+
+    def _tensors(self, obs: Observation) -> th.Tensor | dict[str, th.Tensor]:
+        if isinstance(obs, dict):
+            return {key: self._tensor(value) for key, value in obs.items()}
+        return self._tensor(obs)
+
+    # ------------------------------------------------------------------ state
+
+    def _signature(self) -> dict[str, Any]:
+        """What must agree between a saved buffer and the one that takes its state."""
+        return {
+            "replay": type(self).__name__,
+            "capacity": self.storage.capacity,
+            "n_envs": self.n_envs,
+            "layout": self.storage.layout,
+            "n_steps": self.n_steps,
+            "gamma": self.gamma if self.n_steps > 1 else None,
+            "observation_space": str(self.observation_space),
+            "action_space": str(self.action_space),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything: transitions, sampler, generator and counters. A buffer that loads it goes on exactly as this one."""
+        return {
+            "signature": self._signature(),
+            "storage": self.storage.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "generator": self.rng.bit_generator.state,
+            "num_uniform_batches": self.num_uniform_batches,
+            "num_chosen_batches": self.num_chosen_batches,
+            "draws_without_scores": self._draws_without_scores,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state.
+
+        Raises:
+            ValueError: If it comes from a buffer with another class, capacity, layout, number of environments or space.
+        """
+        for name, mine in self._signature().items():
+            theirs = state["signature"].get(name)
+            if theirs != mine:
+                raise ValueError(
+                    f"The saved replay buffer has {name}={theirs!r}, this one {mine!r}: build it with the same options."
+                )
+        self.storage.load_state_dict(state["storage"])
+        self.sampler.clear()
+        self.sampler.load_state_dict(state["sampler"])
+        self.rng.bit_generator.state = dict(state["generator"])
+        self.num_uniform_batches = int(state["num_uniform_batches"])
+        self.num_chosen_batches = int(state["num_chosen_batches"])
+        self._draws_without_scores = int(state["draws_without_scores"])
+        self.pos, self.full = self.storage.pos, self.storage.full
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to one file (NumPy's npz with JSON inside, no pickle), under a temporary name first."""
+        write_state(self.state_dict(), path)
+
+    def load(self, path: str | Path) -> None:
+        """Read a state written by `save`.
+
+        Raises:
+            ValueError: If the file is missing, damaged, foreign, or of a buffer with other options.
+        """
+        self.load_state_dict(read_state(path))
+
+
+def _absolute(td_errors: th.Tensor | NDArray[Any]) -> NDArray[np.float64]:
+    if isinstance(td_errors, th.Tensor):
+        td_errors = td_errors.detach().cpu().numpy()
+    errors: NDArray[np.float64] = np.abs(td_errors, dtype=np.float64).reshape(-1)
+    return errors
+
+
+def _seed_sequence(seed: int | np.random.SeedSequence | None) -> np.random.SeedSequence:
+    if seed is None:
+        # Stable-Baselines3 seeds NumPy's global generator just before it makes the buffer. Its state is read, not advanced.
+        state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+        return np.random.SeedSequence([int(word) for word in state["key"][:4]] + [int(state["pos"])])
+    return seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)

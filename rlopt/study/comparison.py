@@ -1,0 +1,95 @@
+"""Is one variant better than another? The numbers, and the sentence that they justify."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlopt.study.statistics import Interval, bootstrap_interval, iqm, probability_of_improvement
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of a variant against those of a baseline.
+
+    Args:
+        variant: Name of the variant.
+        baseline: Name of the baseline.
+        score: IQM of the variant with interval.
+        baseline_score: IQM of the baseline with interval.
+        improvement: Probability that a run of the variant beats one of the baseline, with interval.
+        num_seeds: Seeds of the variant and of the baseline.
+    """
+
+    variant: str
+    baseline: str
+    score: Interval
+    baseline_score: Interval
+    improvement: Interval
+    num_seeds: tuple[int, int]
+
+    @property
+    def chance_of_separation(self) -> float:
+        """Probability that all runs of one beat all runs of the other if both are the same (two-sided)."""
+        return 2.0 / comb(sum(self.num_seeds), self.num_seeds[0])
+
+    @property
+    def verdict(self) -> str:
+        """Return `better`, `worse`, `unclear` or `too few seeds`: what the data allow to say about the variant.
+
+        A difference counts as shown if the interval of the probability of improvement leaves out 0.5 and the intervals
+        of the IQMs do not overlap.
+        """
+        if self.chance_of_separation > 0.05:
+            return "too few seeds"
+        if self.improvement.low > 0.5 and self.score.low > self.baseline_score.high:
+            return "better"
+        if self.improvement.high < 0.5 and self.score.high < self.baseline_score.low:
+            return "worse"
+        return "unclear"
+
+    def sentence(self) -> str:
+        """Return the result in words."""
+        low, high = float(self.improvement.low), float(self.improvement.high)
+        numbers = f"probability of improvement {float(self.improvement.estimate):.2f} [{low:.2f}, {high:.2f}]"
+        names = f"{self.variant} against {self.baseline}"
+        verdict = self.verdict
+        if verdict in ("better", "worse"):
+            return f"{names}: {verdict}; {numbers}, and the intervals of the IQMs do not overlap."
+        if verdict == "too few seeds":
+            return (
+                f"{names}: no difference was shown, there are too few seeds ({numbers}; two equal variants separate "
+                f"completely in {100 * self.chance_of_separation:.0f} % of such small samples)."
+            )
+        if low > 0.5 or high < 0.5:
+            return (
+                f"{names}: no difference of the scores was shown, the intervals of the IQMs overlap; the order of the "
+                f"runs points to {'better' if low > 0.5 else 'worse'} ({numbers})."
+            )
+        if self.score.low > self.baseline_score.high or self.score.high < self.baseline_score.low:
+            return f"{names}: no difference was shown, the interval holds 0.5 ({numbers})."
+        return f"{names}: no difference was shown, the intervals overlap ({numbers})."
+
+
+def compare(variant: str, scores: FloatArray, baseline: str, baseline_scores: FloatArray) -> Comparison:
+    """Compare final scores.
+
+    Args:
+        variant: Name of the variant.
+        scores: Its scores, shape (seeds,) or (seeds, tasks).
+        baseline: Name of the baseline.
+        baseline_scores: Its scores, the same tasks.
+    """
+    return Comparison(
+        variant=variant,
+        baseline=baseline,
+        score=bootstrap_interval(scores, iqm),
+        baseline_score=bootstrap_interval(baseline_scores, iqm),
+        improvement=probability_of_improvement(scores, baseline_scores),
+        num_seeds=(len(scores), len(baseline_scores)),
+    )

@@ -1,0 +1,171 @@
+"""The drawings of a report, as SVG text.
+
+The colours are those of Okabe and Ito, told apart with any common colour vision; line styles and markers say the same
+again for print in black and white.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from rlopt.study.statistics import Interval, performance_profile
+
+FloatArray = NDArray[np.float64]
+
+
+class Style(NamedTuple):
+    """How a variant is drawn in every figure."""
+
+    color: str
+    line: str | tuple[int, tuple[float, ...]]
+    marker: str
+
+
+_STYLES = (
+    Style("#0072B2", "-", "o"),
+    Style("#D55E00", "--", "s"),
+    Style("#009E73", "-.", "^"),
+    Style("#CC79A7", ":", "D"),
+    Style("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    Style("#56B4E9", (0, (8, 2)), "P"),
+    Style("#000000", (0, (1, 2)), "X"),
+    Style("#8A7B00", (0, (4, 2, 4, 2, 1, 2)), "*"),
+)
+
+_SETTINGS: Any = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "rlopt",
+    "font.size": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def styles(variants: Sequence[str]) -> dict[str, Style]:
+    """Return the style of each variant; more than eight variants use the styles again."""
+    return {variant: _STYLES[index % len(_STYLES)] for index, variant in enumerate(variants)}
+
+
+class Curve(NamedTuple):
+    """A learning curve: steps (checkpoints,), IQM with band, and the scores (seeds, checkpoints) behind it."""
+
+    steps: FloatArray
+    band: Interval
+    scores: FloatArray
+
+
+def learning_curves(curves: Mapping[str, Curve], style: Mapping[str, Style], threshold: float | None) -> str:
+    """Draw the IQM over seeds against steps, with its band; a thin line marks the score that counts as solved."""
+    with rc_context(_SETTINGS):
+        figure, axes = _new(7.6, 4.0)
+        for variant, curve in curves.items():
+            color, line, marker = style[variant]
+            every = max(1, len(curve.steps) // 10)
+            axes.fill_between(curve.steps, curve.band.low, curve.band.high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(
+                curve.steps, curve.band.estimate, color=color, linestyle=line, marker=marker, markevery=every,
+                markersize=5, linewidth=1.8, label=variant,
+            )  # fmt: skip
+        if threshold is not None:
+            axes.axhline(threshold, color="#777777", linewidth=0.8)
+            axes.annotate(
+                "solved", (1.0, threshold), xycoords=("axes fraction", "data"), xytext=(-2, 2),
+                textcoords="offset points", ha="right", va="bottom", fontsize=8, color="#555555",
+            )  # fmt: skip
+        axes.set_xlabel("environment steps")
+        axes.set_ylabel("evaluation score")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _legend_outside(axes)
+        return _svg(figure)
+
+
+def seed_points(finals: Mapping[str, FloatArray], intervals: Mapping[str, Interval], style: Mapping[str, Style]) -> str:
+    """Draw the final score of every seed, and beside them the IQM with its interval."""
+    with rc_context(_SETTINGS):
+        figure, axes = _new(7.6, 0.9 + 0.5 * len(finals))
+        for row, (variant, scores) in enumerate(finals.items()):
+            color, _, marker = style[variant]
+            ordered = np.sort(scores)
+            heights = row + 0.18 + 0.12 * (np.arange(len(ordered)) % 2)  # two levels keep neighbours apart
+            axes.plot(ordered, heights, marker, color=color, markersize=5, alpha=0.75, linestyle="none", mew=0)
+            _interval(axes, row - 0.12, intervals[variant], style[variant])
+        _rows(axes, list(finals))
+        axes.set_xlabel("final score: single seeds above, IQM with 95 % interval below")
+        return _svg(figure)
+
+
+def improvement(intervals: Mapping[str, Interval], baseline: str, style: Mapping[str, Style]) -> str:
+    """Draw the probability that a run of a variant beats one of the baseline, with intervals."""
+    with rc_context(_SETTINGS):
+        figure, axes = _new(7.6, 0.9 + 0.38 * len(intervals))
+        axes.axvline(0.5, color="#777777", linewidth=1.0)
+        for row, (label, interval) in enumerate(intervals.items()):
+            variant = label.rpartition(": ")[2]
+            _interval(axes, row, interval, style[variant])
+        _rows(axes, list(intervals))
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel(f"P(better than {baseline}): 0.5 = no difference, right = better")
+        return _svg(figure)
+
+
+def profiles(scores: Mapping[str, FloatArray], style: Mapping[str, Style]) -> str:
+    """Draw the share of runs above each normalised score; (seeds, tasks) per variant."""
+    with rc_context(_SETTINGS):
+        figure, axes = _new(7.6, 3.4)
+        everything = np.concatenate([values.ravel() for values in scores.values()])
+        grid = np.linspace(min(0.0, float(everything.min())), max(1.0, float(everything.max())), 401)
+        for variant, values in scores.items():
+            color, line, _ = style[variant]
+            axes.plot(
+                grid, performance_profile(values, grid), color=color, linestyle=line, linewidth=1.8, label=variant,
+                drawstyle="steps-post",
+            )  # fmt: skip
+        axes.set_xlabel("normalised score")
+        axes.set_ylabel("share of runs above")
+        axes.set_ylim(-0.02, 1.02)
+        _legend_outside(axes)
+        return _svg(figure)
+
+
+def _new(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")  # no global figure registry
+    return figure, figure.add_subplot()
+
+
+def _interval(axes: Axes, row: float, interval: Interval, style: Style) -> None:
+    estimate, low, high = (float(value) for value in interval)
+    axes.plot([low, high], [row, row], color=style.color, linewidth=2.5, solid_capstyle="butt")
+    axes.plot([estimate], [row], style.marker, color=style.color, markersize=9, markeredgecolor="white", markeredgewidth=1.0)
+
+
+def _rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+
+
+def _legend_outside(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, handlelength=3.2, borderaxespad=0.2)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    # An inline drawing starts at its <svg> element.
+    return re.sub(r"\A.*?(?=<svg )", "", text.getvalue(), flags=re.DOTALL)

@@ -1,0 +1,139 @@
+"""What a study consists of: tasks, variants and seeds, and the runs that they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem that every variant is run on.
+
+    Args:
+        name: Name in tables and folders, for instance an environment id.
+        total_steps: Steps of one run, >= 1; the progress display counts in them.
+        config: Options of the run that all variants share.
+        low: Score of an agent that knows nothing, normalised to 0. None: the lowest evaluation in the study.
+        high: Score at which the task counts as solved, normalised to 1; above `low`. None: the highest evaluation.
+    """
+
+    name: str
+    total_steps: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name of a task must not be empty")
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps of task {self.name} must be >= 1, got {self.total_steps}")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"low and high of task {self.name} must be given together, got {self.low} and {self.high}")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low of task {self.name} must be below high, got {self.low} and {self.high}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant on one task with one seed.
+
+    Args:
+        folder: Where its files go.
+        config: Everything that determines its result, `task`, `variant` and `seed` included; JSON values only.
+        total_steps: Steps it will take.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    total_steps: int
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        return str(self.config["task"])
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant."""
+        return str(self.config["variant"])
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return int(self.config["seed"])
+
+    def __str__(self) -> str:
+        return f"{self.task} / {self.variant} / seed {self.seed}"
+
+
+def expand(folder: Path, tasks: Sequence[Task], variants: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> list[Run]:
+    """Return the runs of a grid, all tasks and variants of the first seed before those of the second.
+
+    In this order the variants progress evenly: a study stopped at any time is a fair comparison of fewer seeds.
+
+    Raises:
+        ValueError: If the grid is empty, a name or seed occurs twice, or a config cannot be written as JSON.
+    """
+    axes = {"tasks": [task.name for task in tasks], "variants": list(variants), "seeds": [str(seed) for seed in seeds]}
+    for what, names in axes.items():
+        if not names:
+            raise ValueError(f"{what} must not be empty, got none")
+        doubles = [name for name in names if names.count(name) > 1]
+        if doubles:
+            raise ValueError(f"{what} must differ from each other, got {doubles[0]} more than once")
+    for seed in seeds:
+        if seed < 0:
+            raise ValueError(f"seeds must be >= 0, got {seed}")
+    runs = []
+    for seed in seeds:
+        for task in tasks:
+            for variant, options in variants.items():
+                config = {"task": task.name, "variant": variant, "seed": seed, **task.config, **options}
+                place = folder / folder_name(task.name) / folder_name(variant) / f"seed_{seed}"
+                runs.append(Run(place, plain(config, f"config of {task.name} / {variant}"), task.total_steps))
+    if len({run.folder for run in runs}) < len(runs):
+        raise ValueError("names of tasks and of variants must differ in more than '/' and '-', they share a folder now")
+    return runs
+
+
+def folder_name(name: str) -> str:
+    """Return the folder of a task or variant: its name, with `-` for characters that separate folders."""
+    clean = name.replace("/", "-").replace("\\", "-").strip()
+    if clean in ("", ".", ".."):
+        raise ValueError(f"a task or variant must have a name that can be a folder, got {name!r}")
+    return clean
+
+
+def plain(config: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the config as JSON gives it back (tuples become lists), so that written and requested ones compare.
+
+    Raises:
+        ValueError: If a value is not a number, text, boolean, None, or a list or mapping of these.
+    """
+    try:
+        return dict(json.loads(json.dumps(config, allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must hold JSON values only: {error}") from None
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return the dotted name of the first field that differs, and both values as text; None if all are equal."""
+    left, right = dict(_flatten(old)), dict(_flatten(new))
+    for name in [*right, *(name for name in left if name not in right)]:
+        if name not in left or name not in right or left[name] != right[name]:
+            shown = [json.dumps(side[name]) if name in side else "absent" for side in (left, right)]
+            return name, shown[0], shown[1]
+    return None
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

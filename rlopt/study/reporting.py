@@ -1,0 +1,48 @@
+"""The report of a study: `report.html`, `report.md` and `figures/` in its folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rlopt.study import document, figures, sections
+from rlopt.study.files import write_text
+from rlopt.study.results import read_results
+
+
+def report(study: Path | str) -> Path:
+    """Write the report of a study from what is finished so far.
+
+    `report.html` needs no other file; `report.md` refers to the drawings in `figures/`.
+
+    Args:
+        study: Folder of the study, `runs/<study>`.
+
+    Returns:
+        Path of `report.html`.
+
+    Raises:
+        ValueError: If the folder is not one of a study, or no run of it is finished.
+    """
+    results = read_results(Path(study))
+    if not any(results.variants(task.name) for task in results.record.tasks):
+        raise ValueError(f"{study} must hold a finished run to report on, got none of {len(results.runs)}")
+    style = figures.styles(results.record.variants)
+    blocks = [
+        *sections.opening(results),
+        *(block for task in results.record.tasks for block in sections.task(results, task, style)),
+        *sections.aggregate(results, style),
+        *sections.cost(results),
+        *sections.status(results),
+        *sections.method(results),
+    ]
+    folder = results.folder / "figures"
+    shutil.rmtree(folder, ignore_errors=True)  # drawings of a larger, earlier report
+    folder.mkdir()
+    for block in blocks:
+        if isinstance(block, document.Figure):
+            write_text(folder / f"{block.name}.svg", block.svg)
+    write_text(results.folder / "report.md", document.to_markdown(blocks))
+    page = results.folder / "report.html"
+    write_text(page, document.to_html(f"{results.folder.resolve().name}: report", blocks))
+    return page

@@ -1,0 +1,166 @@
+"""Run folders: `runs/<study>/<task>/<variant>/seed_<n>/`, their status and what a run records.
+
+A folder holds `config.json` (what was asked for), `manifest.json` (where, when and how it went), `evaluations.csv`,
+whatever the run itself writes (`progress.csv`, TensorBoard events, `checkpoint/`), `output.txt` with its printed text,
+and `error.txt` if it failed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rlopt.study.files import read_json, write_json, write_text
+from rlopt.study.grid import Run, first_difference
+from rlopt.study.machine import process_lives
+
+Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
+STATUSES: tuple[Status, ...] = ("finished", "running", "interrupted", "failed", "waiting")
+
+# The live file is for people who watch: there is no need to write it more often than they can read.
+_LIVE_SECONDS = 0.5
+
+
+class Evaluation(NamedTuple):
+    """One row of `evaluations.csv`: the score after `step` steps, `seconds` after the start."""
+
+    step: int
+    score: float
+    seconds: float
+
+
+class Recorder:
+    """Writes what a run reports while it goes: how far it is, and its evaluations.
+
+    A run that continues from a checkpoint finds its earlier evaluations in the folder and adds to them; an evaluation
+    at step s replaces those at s and later, which belong to the part that is done again.
+
+    Args:
+        folder: The folder of the run.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> recorder = Recorder(folder)
+        >>> recorder.evaluation(step=100, score=1.5)
+        >>> [(row.step, row.score) for row in read_evaluations(folder)]
+        [(100, 1.5)]
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._rows = read_evaluations(folder)
+        self._start = time.monotonic() - (self._rows[-1].seconds if self._rows else 0.0)
+        self._live_time = -_LIVE_SECONDS
+
+    def progress(self, step: int) -> None:
+        """Tell how many steps are done. Cheap: call it every step."""
+        now = time.monotonic()
+        if now - self._live_time >= _LIVE_SECONDS:
+            self._live_time = now
+            score = self._rows[-1].score if self._rows else None
+            write_json(self._folder / "live.json", {"step": int(step), "score": score}, sync=False)
+
+    def evaluation(self, step: int, score: float) -> None:
+        """Add a row to `evaluations.csv`."""
+        kept = [row for row in self._rows if row.step < step]
+        self._rows = [*kept, Evaluation(int(step), float(score), time.monotonic() - self._start)]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(Evaluation._fields)
+        writer.writerows((row.step, repr(row.score), f"{row.seconds:.3f}") for row in self._rows)
+        write_text(self._folder / "evaluations.csv", text.getvalue())
+
+
+def read_evaluations(folder: Path) -> list[Evaluation]:
+    """Return the evaluations of a run so far, in the order of their steps.
+
+    Raises:
+        ValueError: If the file is damaged; the message names it.
+    """
+    path = folder / "evaluations.csv"
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [Evaluation(int(r["step"]), float(r["score"]), float(r["seconds"])) for r in csv.DictReader(file)]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} must have the columns step, score, seconds; delete this run's folder") from None
+
+
+def read_live(folder: Path) -> tuple[int, float | None]:
+    """Return step and last score of a run in progress, (0, None) before its first report."""
+    try:
+        live = read_json(folder / "live.json")
+    except (FileNotFoundError, ValueError):
+        return 0, None
+    return int(live["step"]), live["score"]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a run, empty before it was started."""
+    path = folder / "manifest.json"
+    return read_json(path) if path.exists() else {}
+
+
+def update_manifest(folder: Path, **changes: Any) -> None:
+    """Set fields of a run's manifest."""
+    write_json(folder / "manifest.json", {**read_manifest(folder), **changes})
+
+
+def read_status(folder: Path) -> Status:
+    """Return the status of a run; one whose process has vanished without a word counts as interrupted."""
+    manifest = read_manifest(folder)
+    status: Status = manifest.get("status", "waiting")
+    if status == "running" and not process_lives(manifest["pid"], manifest["pid_started"]):
+        return "interrupted"
+    return status
+
+
+def check_config(run: Run) -> None:
+    """Refuse a folder that holds a run of another configuration.
+
+    Raises:
+        ValueError: If `config.json` is there and differs; the message names the first field and both values.
+    """
+    path = run.folder / "config.json"
+    if not path.exists():
+        return
+    difference = first_difference(read_json(path), run.config)
+    if difference is not None:
+        field, old, new = difference
+        raise ValueError(
+            f"{run.folder} holds a run with {field} = {old}, but {field} = {new} is asked for; "
+            f"choose another study name or delete that folder"
+        )
+
+
+def prepare(run: Run) -> None:
+    """Make the folder of a run ready to start.
+
+    What an earlier attempt left is deleted, unless it left a `checkpoint/`: then the run is expected to go on from it.
+    """
+    checkpoint = run.folder / "checkpoint"
+    if run.folder.exists() and not (checkpoint.is_dir() and any(checkpoint.iterdir())):
+        shutil.rmtree(run.folder)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for leftover in ("error.txt", "live.json"):
+        (run.folder / leftover).unlink(missing_ok=True)
+    write_json(run.folder / "config.json", run.config)
+
+
+def now() -> str:
+    """Return the time in UTC as text."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def summarise(statuses: Sequence[Status]) -> str:
+    """Return for instance `5 finished, 1 failed`."""
+    counts = {status: statuses.count(status) for status in STATUSES}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no runs"

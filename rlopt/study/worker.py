@@ -1,0 +1,138 @@
+"""The process of one run: `python -m rlopt.study.worker FOLDER FUNCTION COMMAND`.
+
+It imports the function, calls it with the config in FOLDER, and leaves the outcome in the folder's manifest, whatever
+happens. COMMAND is the command of the study, for the record.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from rlopt.study.files import read_json, write_text
+from rlopt.study.machine import git_commit, machine, process_started, versions
+from rlopt.study.runs import now, read_evaluations, update_manifest
+
+RunFunction = Callable[[dict[str, Any], int, Path], None]
+
+
+class Stopped(BaseException):
+    """Raised in the main thread by SIGTERM; not an `Exception`, so that a run does not swallow it."""
+
+
+def load(function: str) -> RunFunction:
+    """Import a function given as `module:name` or `path/to/file.py:name`.
+
+    Raises:
+        ValueError: If there is no such module, file or function.
+    """
+    place, _, name = function.rpartition(":")
+    if not place or not name:
+        raise ValueError(f"function must be 'module:name' or 'file.py:name', got {function!r}")
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ValueError(f"function must name a function of {place}, got {name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def execute(folder: Path, function: str, command: str) -> int:
+    """Run the function on the config in `folder`, keep the manifest, and return an exit status."""
+    start, cpu = time.monotonic(), time.process_time()
+    update_manifest(
+        folder,
+        status="running",
+        pid=os.getpid(),
+        pid_started=process_started(os.getpid()),
+        command=command,
+        function=function if not function.startswith("/") else os.path.relpath(function),
+        start=now(),
+        end=None,
+        versions=versions(),
+        machine=machine(),
+        error=None,
+    )
+    outcome: dict[str, Any] = {"status": "finished"}
+    code = 0
+    try:
+        config = read_json(folder / "config.json")
+        callable_ = load(function)
+        source = getattr(sys.modules.get(callable_.__module__), "__file__", None)
+        update_manifest(folder, git_commit=git_commit(Path(source).parent) if source else None)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        callable_(config, int(config["seed"]), folder)
+    except (Stopped, KeyboardInterrupt):
+        outcome, code = {"status": "interrupted"}, 128 + signal.SIGTERM
+    except BaseException as error:
+        write_text(folder / "error.txt", traceback.format_exc())
+        summary = " ".join(f"{type(error).__name__}: {error}".split())
+        outcome, code = {"status": "failed", "error": summary}, 1
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the outcome is known: write it
+    rows = read_evaluations(folder)
+    update_manifest(
+        folder,
+        **outcome,
+        end=now(),
+        wall_seconds=round(time.monotonic() - start, 3),
+        cpu_seconds=round(time.process_time() - cpu, 3),
+        num_evaluations=len(rows),
+    )
+    (folder / "live.json").unlink(missing_ok=True)
+    return code
+
+
+def main() -> int:
+    """Entry point of the process."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's business
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    folder, function, command = sys.argv[1:]
+    return execute(Path(folder), function, command)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def _watch_parent(parent: int) -> None:
+    """Stop this process when its runner is gone: nobody would collect the result or count the core as used."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ValueError(f"function must name a module that can be imported, got {name!r}") from None
+        raise
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"function must name an existing file, got {str(path)!r}")
+    # Dataclasses look their module up by name; the name must not hide an installed module.
+    spec = importlib.util.spec_from_file_location(f"rlopt_run_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"function must name a Python file, got {str(path)!r}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main())
