@@ -2,7 +2,10 @@
 
 import importlib
 import pkgutil
+import re
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 import rlopt
 import rlopt_envs
@@ -26,6 +29,7 @@ autodoc_inherit_docstrings = False  # Those of the base libraries are written in
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # Each field of a named tuple appears once.
 
 # Single backticks in docstrings are code.
 default_role = "code"
@@ -49,4 +53,22 @@ def write_api_pages(folder: Path) -> None:
             path.write_text(text)
 
 
-write_api_pages(Path(__file__).parent / "api")
+# Bars of |x|, which would name a substitution, and the star of a shape (B, *obs_shape), which would begin emphasis.
+LITERAL = re.compile(r"(?<!\\)(\||(?<![\w*])\*(?=\w+[,) ]))")
+# Lines of tables and of examples.
+VERBATIM = re.compile(r"\s*([|+]([-= ]|$)|>>>|\.\.\.)")
+
+
+def escape_formulas(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep what is meant literally in the formulas and shapes of docstrings."""
+    for i, line in enumerate(lines):
+        if not VERBATIM.match(line):
+            parts = line.split("`")
+            parts[::2] = [LITERAL.sub(r"\\\1", part) for part in parts[::2]]  # outside of code
+            lines[i] = "`".join(parts)
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the hook and write the API pages."""
+    app.connect("autodoc-process-docstring", escape_formulas)
+    write_api_pages(Path(app.srcdir) / "api")

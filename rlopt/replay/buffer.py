@@ -108,31 +108,27 @@ class Replay(ReplayBuffer):
             raise ValueError(f"gamma must be in (0, 1], got {gamma}.")
         if n_steps > 1 and gamma is None:
             raise ValueError(f"gamma must be given for n_steps={n_steps}: pass the agent's gamma in replay_buffer_kwargs.")
+        if optimize_memory_usage and layout == "plain":
+            layout = "shared"
+        self.storage = TransitionStorage(buffer_size, observation_space, action_space, n_envs, layout, memmap_path)
         # Not ReplayBuffer's own constructor: it would allocate arrays that are never used.
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
-        self.optimize_memory_usage = optimize_memory_usage or layout == "shared"
+        self.optimize_memory_usage = layout == "shared"
         self.handle_timeout_termination = handle_timeout_termination
         self.n_steps = n_steps
         self.gamma = gamma
         self.seed = seed
         self.memmap_path = memmap_path
-        self.storage = TransitionStorage(
-            buffer_size,
-            observation_space,
-            action_space,
-            n_envs,
-            "shared" if self.optimize_memory_usage else "plain",
-            memmap_path,
-        )
         if self.storage.capacity != buffer_size:
             warnings.warn(
                 f"buffer_size={buffer_size} is not a multiple of n_envs={n_envs}: rounded up to {self.storage.capacity}.",
-                stacklevel=2,
+                stacklevel=3,  # past the subclass's constructor
             )
         self.buffer_size = self.storage.num_rows  # Stable-Baselines3 counts rows of n_envs transitions
         self.rng = np.random.Generator(np.random.PCG64(_seed_sequence(seed)))
         self.sampler = sampler
         self.sampler.bind(self.storage, self.rng)
+        self._never = np.zeros(n_envs, bool)
         self.num_uniform_batches = 0
         self.num_chosen_batches = 0
         self._draws_without_scores = 0
@@ -223,12 +219,12 @@ class Replay(ReplayBuffer):
             done: (n_envs,), whether the episode ended, by termination or by truncation.
             infos: One dict per environment; "TimeLimit.truncated" says that an end was a cut.
         """
-        done = np.asarray(done).astype(bool).reshape(self.n_envs)
-        if self.handle_timeout_termination and done.any():
-            truncated = done & np.fromiter((info.get("TimeLimit.truncated", False) for info in infos), bool, self.n_envs)
-        else:
-            truncated = np.zeros(self.n_envs, bool)
-        slots = self.storage.add(obs, next_obs, np.asarray(action), np.asarray(reward), done & ~truncated, truncated)
+        terminated = np.asarray(done).astype(bool, copy=False).reshape(self.n_envs)
+        truncated = self._never
+        if self.handle_timeout_termination and np.count_nonzero(terminated):
+            truncated = np.fromiter((info.get("TimeLimit.truncated", False) for info in infos), bool, self.n_envs) & terminated
+            terminated = terminated & ~truncated
+        slots = self.storage.add(obs, next_obs, np.asarray(action), np.asarray(reward), terminated, truncated)
         self.sampler.on_add(slots)
         self.pos, self.full = self.storage.pos, self.storage.full
 
@@ -253,7 +249,7 @@ class Replay(ReplayBuffer):
             raise ValueError(f"gradient_steps must be at least 1, got {gradient_steps}.")
         score: ScoreFunction | None = None
         if td_error_fn is not None and self.sampler.needs_phase:
-            self._draws_without_scores = 0
+            self._draws_without_scores = -gradient_steps  # the draws of this phase have scores
             score = partial(self._score, td_error_fn=td_error_fn, env=env)
         self.sampler.begin_phase(gradient_steps, score, progress)
 
@@ -261,7 +257,7 @@ class Replay(ReplayBuffer):
         scores = np.empty(len(slots))
         for start in range(0, len(slots), SCORE_BATCH_SIZE):
             part = slots[start : start + SCORE_BATCH_SIZE]
-            scores[start : start + len(part)] = _absolute(td_error_fn(self._make_batch(Draw(part), env)))
+            scores[start : start + len(part)] = _absolute(td_error_fn(self._make_batch(Draw(part), env)), len(part))
         return scores
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBatch:  # type: ignore[override]
@@ -293,10 +289,13 @@ class Replay(ReplayBuffer):
         Args:
             indices: `batch.indices`, (B,).
             td_errors: (B,) or (B, 1), sign irrelevant.
+
+        Raises:
+            ValueError: If there is not one TD error per index.
         """
         if self.sampler.needs_update:
             self._draws_without_scores = 0
-            self.sampler.update(indices, _absolute(td_errors))
+            self.sampler.update(indices, _absolute(td_errors, len(indices)))
 
     def _count_unscored_draw(self) -> None:
         self._draws_without_scores += 1
@@ -373,6 +372,7 @@ class Replay(ReplayBuffer):
         """What must agree between a saved buffer and the one that takes its state."""
         return {
             "replay": type(self).__name__,
+            "sampler": type(self.sampler).__name__,
             "capacity": self.storage.capacity,
             "n_envs": self.n_envs,
             "layout": self.storage.layout,
@@ -400,6 +400,8 @@ class Replay(ReplayBuffer):
         Raises:
             ValueError: If it comes from a buffer with another class, capacity, layout, number of environments or space.
         """
+        if "signature" not in state:
+            raise ValueError("This is not the state of a replay buffer: it has no signature.")
         for name, mine in self._signature().items():
             theirs = state["signature"].get(name)
             if theirs != mine:
@@ -428,9 +430,11 @@ class Replay(ReplayBuffer):
         self.load_state_dict(read_state(path))
 
 
-def _absolute(td_errors: th.Tensor | NDArray[Any]) -> NDArray[np.float64]:
+def _absolute(td_errors: th.Tensor | NDArray[Any], num: int) -> NDArray[np.float64]:
     if isinstance(td_errors, th.Tensor):
         td_errors = td_errors.detach().cpu().numpy()
+    if np.size(td_errors) != num:
+        raise ValueError(f"td_errors must be one number per transition, shape ({num},) or ({num}, 1), got {np.shape(td_errors)}.")
     errors: NDArray[np.float64] = np.abs(td_errors, dtype=np.float64).reshape(-1)
     return errors
 

@@ -105,6 +105,7 @@ class ProportionalSampler(_PrioritySampler):
 
     def on_add(self, slots: NDArray[np.int64]) -> None:
         """Enter new transitions at the largest priority that is stored, 1 at first."""
+        self.tree.set(slots, np.zeros(len(slots)))  # what is overwritten is not stored any more
         largest = self.tree.maximum
         self.tree.set(slots, np.full(len(slots), largest if largest > 0.0 else 1.0))
 

@@ -82,6 +82,7 @@ class TransitionStorage:
 
         obs_columns = _observation_columns(observation_space, "obs")
         next_columns = _observation_columns(observation_space, "next_obs")
+        _check_space(action_space, "action_space")
         action_dtype = np.dtype(np.float32 if action_space.dtype == np.float64 else action_space.dtype)
         columns = [
             *(column if layout == "plain" else column._replace(group="observations") for column in obs_columns),
@@ -90,8 +91,6 @@ class TransitionStorage:
             Column("rewards", (1,), np.float32),
             Column("terminated", (1,), np.float32),
         ]
-        self._obs_names = [column.name for column in obs_columns]
-        self._next_names = [column.name for column in next_columns]
         num_final = n_envs + max(1, int(self.capacity * _FINAL_SHARE)) if layout == "shared" else 0
 
         record_bytes = PackedRows.nbytes_of(columns, self.capacity) + PackedRows.nbytes_of(obs_columns, num_final)
@@ -107,6 +106,11 @@ class TransitionStorage:
         self._steps_to_end = np.full(self.capacity, -1, np.int32)  # -1 while the episode goes on
         self._truncated = np.zeros(self.capacity, bool)
         self._open = np.zeros(n_envs, bool)  # whether the stream's newest transition may still be continued
+        self._num_open = 0
+        self._env_numbers = np.arange(n_envs)
+        self._obs_names = [column.name for column in obs_columns]
+        self._next_names = [column.name for column in next_columns]
+        self._make_columns()
         if layout == "shared":
             # Records 0..n_envs-1 hold the next observations of the newest row; further ones those of finished episodes.
             if folder is not None:
@@ -116,6 +120,27 @@ class TransitionStorage:
             self._final_id = np.full(self.capacity, -1, np.int32)
             self._free_ids = np.arange(n_envs, num_final, dtype=np.int32)[::-1].copy()  # a stack
             self._num_free = len(self._free_ids)
+
+    def _make_columns(self) -> None:
+        """Views of shape (num_rows, n_envs, ...) for writing a row."""
+        self._obs_columns = {name: self.column(name) for name in self._obs_names}
+        next_columns = self._next_names if self.layout == "plain" else self._obs_names
+        self._next_columns = {name: self.column(name) for name in next_columns}
+        self._action_column = self.column("actions")
+        self._reward_column = self.column("rewards")[..., 0]
+        self._terminated_column = self.column("terminated")[..., 0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: views would lose their matrix, so they are made anew."""
+        state = {name: value for name, value in self.__dict__.items() if not name.endswith(("_column", "_columns"))}
+        if "_final_folder" in state:
+            state["_final_folder"] = None  # a copy lives in memory; the files stay the original's
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        self.__dict__.update(state)
+        self._make_columns()
 
     def _scratch_folder(self, memmap_path: str | Path | None) -> Path | None:
         if memmap_path is None:
@@ -221,69 +246,71 @@ class TransitionStorage:
             truncated: (n_envs,), the episode was cut; the value is bootstrapped.
         """
         row = self.pos
-        begin, end = row * self.n_envs, (row + 1) * self.n_envs
-        observations = self._parts(obs, self._obs_names)
-        next_observations = self._parts(next_obs, self._next_names)
-        self._close_interrupted(observations)
+        begin = row * self.n_envs
+        observations, next_observations = self._parts(obs, self._obs_columns), self._parts(next_obs, self._next_columns)
+        if self._num_open:
+            self._close_interrupted(observations)
         if self.layout == "shared" and self.full:
-            self._release(self._final_id[begin:end])
+            self._release(self._final_id[begin : begin + self.n_envs])
 
-        for name, value in observations.items():
-            view = self._rows.view(name)[begin:end]
-            view[...] = value.reshape(view.shape)
-        for name, value in (("actions", action), ("rewards", reward), ("terminated", terminated)):
-            view = self._rows.view(name)[begin:end]
-            view[...] = value.reshape(view.shape)
-        done = terminated | truncated
-        self._truncated[begin:end] = truncated & ~terminated
-        self._steps_to_end[begin:end] = -1
-        previous = slice((begin - self.n_envs) % self.capacity, (begin - self.n_envs) % self.capacity + self.n_envs)
-        self._episode_step[begin:end] = np.where(self._open, self._episode_step[previous] + 1, 0)
+        for column, value in zip(self._obs_columns.values(), observations, strict=True):
+            column[row] = value
+        self._action_column[row] = action.reshape(self._action_column.shape[1:])
+        self._reward_column[row] = reward
+        self._terminated_column[row] = terminated
+        by_row = (self.num_rows, self.n_envs)
+        self._truncated.reshape(by_row)[row] = truncated
+        self._steps_to_end.reshape(by_row)[row] = -1
+        episode_step = self._episode_step.reshape(by_row)
+        episode_step[row] = (episode_step[row - 1] + 1) * self._open
         self.num_added += 1
 
         if self.layout == "plain":
-            for name, value in next_observations.items():
-                view = self._rows.view(name)[begin:end]
-                view[...] = value.reshape(view.shape)
+            for column, value in zip(self._next_columns.values(), next_observations, strict=True):
+                column[row] = value
         else:
-            for name, value in zip(self._obs_names, next_observations.values(), strict=True):
-                view = self._final.view(name)[: self.n_envs]
-                view[...] = value.reshape(view.shape)
-            self._final_id[begin:end] = np.arange(self.n_envs)
-        self._open = ~done
-        if done.any():
+            for name, value in zip(self._obs_columns, next_observations, strict=True):
+                self._final.view(name)[: self.n_envs] = value
+            self._final_id[begin : begin + self.n_envs] = self._env_numbers
+        if np.count_nonzero(terminated) or np.count_nonzero(truncated):
+            done = terminated | truncated
             self._end_episodes(np.flatnonzero(done))
-        return np.arange(begin, end)
+            self._open = ~done
+            self._num_open = self.n_envs - np.count_nonzero(done)
+        elif self._num_open < self.n_envs:
+            self._open = np.ones(self.n_envs, bool)
+            self._num_open = self.n_envs
+        return self._env_numbers + begin
 
-    def _parts(self, obs: Observation, names: list[str]) -> dict[str, NDArray[Any]]:
+    def _parts(self, obs: Observation, columns: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """An observation of all environments as one array per column, in the shape and dtype of a row of it."""
         if isinstance(obs, dict):
-            # names are "obs/key"
-            return {name: np.asarray(obs[name.split("/", 1)[1]]) for name in names}
-        return {names[0]: np.asarray(obs)}
+            values = [obs[name.split("/", 1)[1]] for name in columns]  # names are "obs/key"
+        else:
+            values = [obs]
+        return [
+            np.asarray(value, column.dtype).reshape(column.shape[1:]) for value, column in zip(values, columns.values(), strict=True)
+        ]
 
-    def _close_interrupted(self, observations: Mapping[str, NDArray[Any]]) -> None:
+    def _close_interrupted(self, observations: list[NDArray[Any]]) -> None:
         """End the episodes whose newest next observation is not what comes now: they were reset from outside."""
-        if not self._open.any():
-            return
-        newest = slice(int(self.newest_slots[0]), int(self.newest_slots[0]) + self.n_envs)
-        differs = np.zeros(self.n_envs, bool)
-        for name, next_name in zip(self._obs_names, self._next_names, strict=True):
-            plain = self.layout == "plain"
-            expected = self._rows.view(next_name)[newest] if plain else self._final.view(name)[: self.n_envs]
-            given = observations[name].reshape(expected.shape).astype(expected.dtype, copy=False)
-            # Compared as bytes: equal NaNs continue an episode, and the shared layout stays exact to the bit.
-            if given.tobytes() != expected.tobytes():
-                bytes_given = np.ascontiguousarray(given).view(np.uint8).reshape(self.n_envs, -1)
-                bytes_expected = np.ascontiguousarray(expected).view(np.uint8).reshape(self.n_envs, -1)
-                differs |= (bytes_given != bytes_expected).any(1)
-        differs &= self._open
-        if differs.any():
+        row = (self.num_added - 1) % self.num_rows
+        if self.layout == "plain":
+            expected = [column[row] for column in self._next_columns.values()]
+        else:
+            expected = [self._final.view(name)[: self.n_envs] for name in self._obs_columns]
+        # Compared as bytes: equal NaNs continue an episode, and the shared layout stays exact to the bit.
+        if any(given.tobytes() != known.tobytes() for given, known in zip(observations, expected, strict=True)):
+            differs = np.zeros(self.n_envs, bool)
+            for env in range(self.n_envs):
+                differs[env] = any(g[env].tobytes() != k[env].tobytes() for g, k in zip(observations, expected, strict=True))
+            differs &= self._open
             self._end_episodes(np.flatnonzero(differs))
-            self._open &= ~differs
+            self._open = self._open & ~differs
+            self._num_open = int(np.count_nonzero(self._open))
         if self.layout == "shared":
             # The next observation of a continued episode is from now on the observation of the row to come.
-            ids = self._final_id[newest]
-            ids[self._open] = -1
+            self._final_id.reshape(self.num_rows, self.n_envs)[row][self._open] = -1
 
     def _end_episodes(self, envs: NDArray[np.int64]) -> None:
         """Mark the newest transition of `envs` as the last of its episode."""
@@ -387,7 +414,8 @@ class TransitionStorage:
             self._num_free = len(self._free_ids)
             self._final_id[:] = -1
         self.num_added = 0
-        self._open[:] = False
+        self._open = np.zeros(self.n_envs, bool)
+        self._num_open = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Everything stored, filled rows only."""
@@ -415,7 +443,8 @@ class TransitionStorage:
         self._episode_step[:num] = state["episode_step"]
         self._steps_to_end[:num] = state["steps_to_end"]
         self._truncated[:num] = state["truncated"]
-        self._open[:] = state["open"]
+        self._open = np.array(state["open"], bool)
+        self._num_open = int(np.count_nonzero(self._open))
         if self.layout == "shared":
             num_final = len(next(iter(state["final"].values())))
             while self._final.num_rows < num_final:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -74,6 +75,19 @@ class Comparison:
         if self.score.low > self.baseline_score.high or self.score.high < self.baseline_score.low:
             return f"{names}: no difference was shown, the interval holds 0.5 ({numbers})."
         return f"{names}: no difference was shown, the intervals overlap ({numbers})."
+
+
+def summary(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the results in words, one sentence each, or one for all if no number of them could tell a difference."""
+    if len(comparisons) > 1 and all(comparison.verdict == "too few seeds" for comparison in comparisons):
+        seeds = sorted({count for comparison in comparisons for count in comparison.num_seeds})
+        chance = max(comparison.chance_of_separation for comparison in comparisons)
+        shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        return [
+            f"no difference was shown: {shown} seed{'' if seeds == [1] else 's'} of each variant are too few, two equal "
+            f"ones separate completely in {100 * chance:.0f} % of such small samples."
+        ]
+    return [comparison.sentence() for comparison in comparisons]
 
 
 def compare(variant: str, scores: FloatArray, baseline: str, baseline_scores: FloatArray) -> Comparison:

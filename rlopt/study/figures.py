@@ -100,9 +100,9 @@ def seed_points(finals: Mapping[str, FloatArray], intervals: Mapping[str, Interv
         for row, (variant, scores) in enumerate(finals.items()):
             color, _, marker = style[variant]
             ordered = np.sort(scores)
-            heights = row + 0.18 + 0.12 * (np.arange(len(ordered)) % 2)  # two levels keep neighbours apart
+            heights = row - 0.14 - 0.14 * (np.arange(len(ordered)) % 2)  # two levels keep neighbours apart
             axes.plot(ordered, heights, marker, color=color, markersize=5, alpha=0.75, linestyle="none", mew=0)
-            _interval(axes, row - 0.12, intervals[variant], style[variant])
+            _interval(axes, row + 0.14, intervals[variant], style[variant])
         _rows(axes, list(finals))
         axes.set_xlabel("final score: single seeds above, IQM with 95 % interval below")
         return _svg(figure)
@@ -118,6 +118,7 @@ def improvement(intervals: Mapping[str, Interval], baseline: str, style: Mapping
             _interval(axes, row, interval, style[variant])
         _rows(axes, list(intervals))
         axes.set_xlim(-0.02, 1.02)
+        axes.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0])
         axes.set_xlabel(f"P(better than {baseline}): 0.5 = no difference, right = better")
         return _svg(figure)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlopt.study import figures
-from rlopt.study.comparison import Comparison, compare
+from rlopt.study.comparison import Comparison, compare, summary
 from rlopt.study.document import Block, Code, Figure, Heading, Items, Paragraph, Table
 from rlopt.study.figures import Curve, Style
 from rlopt.study.grid import folder_name
@@ -37,11 +37,13 @@ def opening(results: StudyResults) -> list[Block]:
             f"Runs: {summarise([run.status for run in results.runs])}."
         ),
     ]
-    sentences = [f"{task.name}: {comparison.sentence()}" for task in record.tasks for comparison in comparisons(results, task.name)]
+    compared = {task.name: comparisons(results, task.name) for task in record.tasks}
+    sentences = [f"{name}: {text}" for name, found in compared.items() for text in summary(found)]
     if sentences:
         note = "Numbers in brackets are 95 % intervals."
-        if len(sentences) > 1:
-            note += f" {len(sentences)} comparisons are made: the more, the sooner one seems to differ by chance."
+        number = sum(len(found) for found in compared.values())
+        if number > 1:
+            note += f" {number} comparisons are made: the more, the sooner one seems to differ by chance."
         blocks += [Heading("In short"), Items(tuple(sentences)), Paragraph(note)]
     return blocks
 
@@ -131,7 +133,7 @@ def aggregate(results: StudyResults, style: Mapping[str, Style]) -> list[Block]:
         blocks += [
             Heading(f"Against {record.baseline}", 3),
             *_comparison_blocks("all", compared, style),
-            Items(tuple(comparison.sentence() for comparison in compared)),
+            Items(tuple(summary(compared))),
         ]
     return blocks
 
@@ -207,7 +209,7 @@ def _score_table(finals: Mapping[str, FloatArray], intervals: Mapping[str, Inter
 def _comparison_blocks(key: str, compared: list[Comparison], style: Mapping[str, Style]) -> list[Block]:
     baseline = compared[0].baseline
     words = {"unclear": "no difference shown", "too few seeds": "too few seeds to tell"}
-    rows = tuple((c.variant, _interval(c.improvement), words.get(c.verdict, c.verdict)) for c in compared)
+    rows = tuple((c.variant, _share(c.improvement), words.get(c.verdict, c.verdict)) for c in compared)
     drawing = figures.improvement({c.variant: c.improvement for c in compared}, baseline, style)
     return [
         Table(("variant", "verdict", "P(improvement) [95 %]"), tuple((a, c, b) for a, b, c in rows), text_columns=2),
@@ -241,7 +243,7 @@ def _efficiency(results: StudyResults, record: TaskRecord, curves: Mapping[str, 
     return [
         Paragraph(
             f"Median over seeds of the steps until an evaluation first reaches 50 % and 90 % of the way {source} "
-            f"({_number(low)}) to {goal} ({_number(high)}); `not reached` if half of the runs or more never did."
+            f"({_number(low)}) to {goal} ({_number(high)}); “not reached” if half of the runs or more never did."
         ),
         Table(tuple(header), tuple(rows)),
     ]
@@ -253,11 +255,17 @@ def _interval(interval: Interval) -> str:
 
 
 def _number(value: float) -> str:
-    """Format a score: four significant digits, never an exponent for everyday sizes."""
-    if value == 0 or 1e-4 <= abs(value) < 1e7:
-        digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
-        return f"{value:.{digits}f}"
-    return f"{value:.3e}"
+    """Format a score: about four significant digits, no exponent for everyday sizes."""
+    size = abs(value)
+    if size == 0 or 0.1 <= size < 1e7:
+        return f"{value:.{0 if size >= 1000 else 1 if size >= 10 else 2}f}"
+    return f"{value:.3g}"
+
+
+def _share(interval: Interval) -> str:
+    """Format a probability with its interval."""
+    estimate, low, high = (f"{float(value):.2f}" for value in interval)
+    return f"{estimate} [{low}, {high}]"
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,0 +1,278 @@
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlopt.replay import Replay, ReplayBatch
+from rlopt.replay.windows import DIRECTIONS
+from tests.replay.histories import History, assert_batches_equal, histories, make_history, make_replay
+from tests.replay.twin import Twin, ranked
+
+
+def filled(num_adds: int, n_envs: int = 1, capacity: int = 200, end_share: float = 0.1, **options: Any) -> tuple[Replay, Twin]:
+    history = make_history(0, num_adds, n_envs, capacity, end_share)
+    replay = make_replay("introspective", history, **options)
+    for add in history.adds:
+        add.to(replay)
+    return replay, history.twin()
+
+
+def scores_by_slot(scores: dict[int, float]) -> Any:
+    def td_error(batch: ReplayBatch) -> th.Tensor:
+        return th.tensor([scores.get(slot, 0.0) for slot in batch.indices.tolist()])
+
+    return td_error
+
+
+def pivots_of_twin(places: list[tuple[int, int]], scores: Any, count: int, separation: int) -> list[tuple[int, int]]:
+    """The `count` most surprising places; one within `separation` rows of a chosen one of its stream is skipped."""
+    chosen: list[tuple[int, int]] = []
+    for i in ranked(scores):
+        env, row = places[i]
+        if len(chosen) < count and all(env != other or abs(row - at) > separation or separation == 0 for other, at in chosen):
+            chosen.append((env, row))
+    return chosen
+
+
+@given(
+    history=histories(observations=("discrete",), max_adds=70),
+    direction=st.sampled_from([name for name in DIRECTIONS if name != "random"]),
+    respect_episodes=st.booleans(),
+    separation=st.sampled_from([0, 0, 1, 4]),
+    sequential=st.booleans(),
+    mix=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    batch_size=st.integers(1, 8),
+    steps=st.integers(1, 8),
+    seed=st.integers(0, 2**31),
+)
+def test_batches_of_a_phase_equal_the_twins(
+    history: History,
+    direction: str,
+    respect_episodes: bool,
+    separation: int,
+    sequential: bool,
+    mix: float,
+    batch_size: int,
+    steps: int,
+    seed: int,
+) -> None:
+    replay = make_replay(
+        "introspective",
+        history,
+        direction=direction,
+        respect_episodes=respect_episodes,
+        min_separation=separation,
+        sequential=sequential,
+        mix=mix,
+    )
+    for add in history.adds:
+        add.to(replay)
+    twin = history.twin()
+    places = twin.places()
+    scores = np.random.default_rng(seed).integers(0, 9, len(places)).astype(float)  # many ties
+    replay.begin_phase(steps, scores_by_slot({twin.slot(*places[i]): score for i, score in enumerate(scores)}))
+    count = math.floor((1 - mix) * steps + 1e-9)
+    expected: list[list[int]] = []
+    for env, row in pivots_of_twin(places, scores, count, separation):
+        window = twin.window(twin.slot(env, row), batch_size, direction, respect_episodes)
+        expected += [[slot] for slot in window] if sequential else [window]
+    expected = expected[:count]
+    for window in expected:
+        assert replay.sample(batch_size).indices.tolist() == window
+    assert (replay.num_chosen_batches, replay.num_uniform_batches) == (len(expected), 0)
+    for _ in range(steps - len(expected)):
+        assert len(replay.sample(batch_size).indices) == batch_size
+    assert replay.num_uniform_batches == steps - len(expected)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.5])
+def test_windows_of_hand_set_scores(mix: float) -> None:
+    replay, _ = filled(20, mix=mix)
+    replay.begin_phase(4, scores_by_slot({3: 4.0, 12: -3.0, 11: 2.0, 0: 1.0}))
+    expected = [[4, 3, 2, 1, 0], [12, 11, 10, 9, 8], [11, 10, 9, 8, 7], [4, 3, 2, 1, 0]]
+    for window in expected[: 4 if mix == 0.0 else 2]:
+        assert replay.sample(5).indices.tolist() == window
+    assert replay.num_chosen_batches == (4 if mix == 0.0 else 2)
+    if mix == 0.5:
+        for _ in range(2):
+            assert len(replay.sample(5).indices) == 5
+        assert replay.num_uniform_batches == 2
+
+
+def test_mix_one_has_the_law_of_uniform_replay() -> None:
+    replay, _ = filled(20, mix=1.0)
+    history = make_history(0, 20, capacity=200, end_share=0.1)
+    uniform = make_replay("uniform", history)
+    for add in history.adds:
+        add.to(uniform)
+    replay.begin_phase(50, scores_by_slot({3: 4.0}))
+    for _ in range(50):
+        assert_batches_equal(replay.sample(8), uniform.sample(8))
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_windows_of_a_wrapped_ring_are_consecutive_in_time_within_a_stream(n_envs: int) -> None:
+    replay, twin = filled(137, n_envs, capacity=50 * n_envs)
+    replay.begin_phase(50 * n_envs, scores_by_slot({slot: float(slot * 7 % 31) for slot in range(50 * n_envs)}))
+    for _ in range(50 * n_envs):
+        places = [twin.place(slot) for slot in replay.sample(8).indices.tolist()]
+        assert len({env for env, _ in places}) == 1
+        rows = [row for _, row in places]
+        assert np.diff(rows).tolist() == [-1] * 7
+        assert min(rows) >= 87
+        assert max(rows) <= 136
+    assert replay.num_chosen_batches == 50 * n_envs
+
+
+def test_interleaved_windows_run_through_all_environments() -> None:
+    replay, twin = filled(12, n_envs=3, interleave=True)
+    replay.begin_phase(1, scores_by_slot({20: 1.0}))
+    assert replay.sample(7).indices.tolist() == [20, 19, 18, 17, 16, 15, 14]
+
+
+def test_fewer_transitions_than_a_window_are_all_used() -> None:
+    replay, _ = filled(3)
+    replay.begin_phase(2, scores_by_slot({1: 1.0}))
+    assert replay.sample(8).indices.tolist() == [2, 1, 0]
+
+
+def test_draws_are_uniform_when_the_pivots_run_out() -> None:
+    replay, _ = filled(3)
+    replay.begin_phase(5, scores_by_slot({1: 1.0}))
+    for _ in range(5):
+        replay.sample(2)
+    assert (replay.num_chosen_batches, replay.num_uniform_batches) == (3, 2)
+
+
+def test_refresh_of_a_subset_scores_that_many_old_and_all_new_transitions() -> None:
+    history = make_history(0, num_adds=60, n_envs=2, capacity=80)
+    replay = make_replay("introspective", history, refresh_subset=10)
+    scored: list[list[int]] = []
+
+    def td_error(batch: ReplayBatch) -> th.Tensor:
+        scored.append(batch.indices.tolist())
+        return th.ones(len(batch.indices))
+
+    for add in history.adds[:50]:
+        add.to(replay)
+    replay.begin_phase(4, td_error)  # everything is new
+    assert sorted(scored[-1]) == list(range(80))
+    for add in history.adds[50:53]:
+        add.to(replay)
+    replay.begin_phase(4, td_error)
+    newest = replay.storage.all_slots()[-6:].tolist()
+    assert scored[-1][-6:] == newest
+    assert len(set(scored[-1])) == len(scored[-1]) == 16
+    replay.begin_phase(4, td_error)  # nothing is new
+    assert len(set(scored[-1])) == 10
+    first = list(scored[-1])
+    replay.begin_phase(4, td_error)
+    assert scored[-1] != first
+
+
+def test_pivots_come_from_scored_transitions_only() -> None:
+    replay, _ = filled(100, refresh_subset=5)
+    replay.begin_phase(1, scores_by_slot({}))
+    seen: list[int] = []
+
+    def td_error(batch: ReplayBatch) -> th.Tensor:
+        seen[:] = batch.indices.tolist()
+        return th.ones(len(seen))
+
+    replay.begin_phase(3, td_error)
+    assert {replay.sample(1).indices[0] for _ in range(3)} == set(seen[:3])  # equal scores: oldest first
+
+
+def network_td_error(network: th.nn.Module, target: th.nn.Module) -> Any:
+    def td_error(batch: ReplayBatch) -> th.Tensor:
+        with th.no_grad():
+            values = batch.rewards + 0.9 * (1 - batch.dones) * target(batch.next_observations)
+            return values - network(batch.observations)
+
+    return td_error
+
+
+def test_pivots_are_fixed_in_a_phase_and_chosen_anew_in_the_next() -> None:
+    th.manual_seed(0)
+    network, target = th.nn.Linear(3, 1), th.nn.Linear(3, 1)
+    td_error = network_td_error(network, target)
+    phases = []
+    for change in (False, True):
+        replay, _ = filled(100)
+        replay.begin_phase(6, td_error)
+        replay.sample(5)
+        before = copy.deepcopy(network.state_dict())
+        if change:
+            with th.no_grad():
+                network.weight.mul_(-30.0)
+        phases.append([replay.sample(5).indices.tolist() for _ in range(5)])
+        if change:
+            replay.begin_phase(5, td_error)
+            phases.append([replay.sample(5).indices.tolist() for _ in range(5)])
+        network.load_state_dict(before)
+    assert phases[0] == phases[1] != phases[2]
+
+
+def test_scoring_leaves_networks_and_optimizer_untouched_in_every_bit() -> None:
+    th.manual_seed(0)
+    network, target = th.nn.Linear(3, 1), th.nn.Linear(3, 1)
+    optimizer = th.optim.Adam(network.parameters())
+    network(th.ones(1, 3)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before = copy.deepcopy([network.state_dict(), target.state_dict(), optimizer.state_dict()])
+    replay, _ = filled(100)
+    replay.begin_phase(6, network_td_error(network, target))
+    after = [network.state_dict(), target.state_dict(), optimizer.state_dict()]
+    for old, new in zip(before[:2], after[:2], strict=True):
+        assert all(th.equal(old[key], new[key]) for key in old)
+    for old_state, new_state in zip(before[2]["state"].values(), after[2]["state"].values(), strict=True):
+        assert all(th.equal(old_state[key], new_state[key]) for key in old_state)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def gradient_step(network: th.nn.Module, batch: ReplayBatch, order: list[int]) -> th.Tensor:
+    network.zero_grad()
+    assert isinstance(batch.observations, th.Tensor)
+    loss = (network(batch.observations[order]) - batch.rewards[order]).square().mean()
+    loss.backward()
+    return th.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
+
+
+@pytest.mark.parametrize("name", ["reverse", "introspective"])
+def test_order_within_a_batch_does_not_matter_but_the_order_of_single_updates_does(name: str) -> None:
+    th.manual_seed(0)
+    network = th.nn.Sequential(th.nn.Linear(3, 16), th.nn.Tanh(), th.nn.Linear(16, 1))
+    history = make_history(0, 30, capacity=50)
+    order = [4, 0, 3, 1, 2, 7, 6, 5]
+
+    def replay_with(**options: Any) -> Replay:
+        replay = make_replay(name, history, **options)
+        for add in history.adds:
+            add.to(replay)
+        replay.begin_phase(8, lambda batch: batch.rewards)
+        return replay
+
+    batch = replay_with().sample(8)
+    straight, permuted = gradient_step(network, batch, list(range(8))), gradient_step(network, batch, order)
+    assert th.allclose(straight, permuted, atol=1e-6)
+
+    replay = replay_with(sequential=True)
+    singles = [replay.sample(8) for _ in range(8)]
+    assert [single.indices.tolist() for single in singles] == [[slot] for slot in batch.indices.tolist()]
+    results = []
+    for sequence in (list(range(8)), order):
+        learner = copy.deepcopy(network)
+        for i in sequence:
+            gradient_step(learner, singles[i], [0])
+            with th.no_grad():
+                for parameter in learner.parameters():
+                    assert parameter.grad is not None
+                    parameter -= 0.3 * parameter.grad
+        results.append(th.cat([parameter.detach().flatten() for parameter in learner.parameters()]))
+    assert not th.allclose(results[0], results[1], atol=1e-3)

@@ -1,0 +1,60 @@
+"""Run functions for the tests of studies: cheap, without agents. Fresh processes import this file by its path."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from rlopt.study import Recorder
+
+PLACE = f"{Path(__file__).resolve()}:"
+
+
+def score_is_level(config, seed, folder):
+    """Ten evaluations that rise to level + seed."""
+    recorder = Recorder(folder)
+    for step in range(1, 11):
+        recorder.progress(step)
+        recorder.evaluation(step, (config["level"] + seed) * step / 10)
+
+
+def fail_on_seed_one(config, seed, folder):
+    if seed == 1:
+        raise RuntimeError("the cat\nsat on the keyboard")
+    score_is_level(config, seed, folder)
+
+
+def killed_on_seed_one(config, seed, folder):
+    if seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    score_is_level(config, seed, folder)
+
+
+def slow_after_first(config, seed, folder):
+    """Seed 0 is quick; the others report one step and then wait, unless the folder's study has a file `go`."""
+    recorder = Recorder(folder)
+    if seed > 0 and not (folder.parents[2] / "go").exists():
+        recorder.progress(1)
+        time.sleep(120)
+    score_is_level(config, seed, folder)
+
+
+def resumes_from_checkpoint(config, seed, folder):
+    """Writes a checkpoint at step 5 and dies; the second attempt goes on from there."""
+    recorder = Recorder(folder)
+    checkpoint = folder / "checkpoint" / "step"
+    first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    for step in range(first + 1, 11):
+        recorder.evaluation(step, 1.0 if first == 0 else 2.0)
+        if step == 7 and first == 0:
+            raise RuntimeError("out of luck")
+        if step == 5:
+            checkpoint.parent.mkdir(exist_ok=True)
+            checkpoint.write_text("5")
+
+
+def writes_its_threads(config, seed, folder):
+    import torch
+
+    lines = [str(torch.get_num_threads()), os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]]
+    (folder / "threads.txt").write_text(" ".join(lines))

@@ -1,0 +1,201 @@
+"""Statistics against hand-computed values, scipy, and stored results of rliable.
+
+`data/rliable.json` was made with rliable 1.2.0, arch 6.3.0 and numpy 1.26.4: random scores of four shapes, rliable's point
+estimates (`rliable.metrics`), its score distributions (`run_score_deviation`), and its stratified bootstrap intervals
+(`get_interval_estimates` with 10 000 repetitions, so their ends carry Monte-Carlo noise).
+"""
+
+import json
+import time
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from rlopt.study import (
+    bootstrap_interval,
+    iqm,
+    mean,
+    median,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
+    sample_efficiency,
+)
+
+RLIABLE = json.loads((Path(__file__).parent / "data" / "rliable.json").read_text(encoding="utf-8"))
+CASES = list(RLIABLE["cases"])
+STATISTICS = {"iqm": iqm, "mean": mean, "median": median, "optimality_gap": optimality_gap}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", STATISTICS)
+def test_point_estimates_equal_rliable(case, name):
+    stored = RLIABLE["cases"][case]
+    expected = stored["point"][name]
+    if name == "median" and np.shape(stored["x"])[1] == 1:
+        pytest.skip("with a single task rlopt's median is the median over seeds")
+    assert STATISTICS[name](stored["x"]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_probability_of_improvement_equals_rliable(case):
+    stored = RLIABLE["cases"][case]
+    estimate = probability_of_improvement(stored["x"], stored["y"], repetitions=1).estimate
+    assert float(estimate) == pytest.approx(stored["probability_of_improvement"], abs=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_performance_profile_equals_rliable(case):
+    stored = RLIABLE["cases"][case]
+    assert performance_profile(stored["x"], RLIABLE["thresholds"]) == pytest.approx(stored["profile"], abs=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["iqm", "mean", "optimality_gap"])
+def test_bootstrap_intervals_agree_with_rliable(case, name):
+    stored = RLIABLE["cases"][case]
+    repetitions = 5_000 if name == "optimality_gap" else 50_000  # the gap is not one of the vectorised statistics
+    interval = bootstrap_interval(stored["x"], STATISTICS[name], repetitions=repetitions)
+    low, high = stored["intervals"][name]
+    tolerance = 0.06 * (high - low)
+    assert float(interval.low) == pytest.approx(low, abs=tolerance)
+    assert float(interval.high) == pytest.approx(high, abs=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interval_of_improvement_agrees_with_rliable(case):
+    stored = RLIABLE["cases"][case]
+    interval = probability_of_improvement(stored["x"], stored["y"])
+    low, high = stored["intervals"]["probability_of_improvement"]
+    spacing = np.shape(stored["x"])[1] / (np.size(stored["x"]) * len(stored["y"]))  # resampled values lie on a grid
+    tolerance = max(0.06 * (high - low), spacing + 1e-9)
+    assert float(interval.low) == pytest.approx(low, abs=tolerance)
+    assert float(interval.high) == pytest.approx(high, abs=tolerance)
+
+
+def test_iqm_cuts_a_quarter_on_each_side():
+    assert iqm([-100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1000.0]) == 3.5  # mean of 2, 3, 4, 5
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
+def test_iqm_equals_scipys_trimmed_mean(values):
+    assert iqm(values) == pytest.approx(float(stats.trim_mean(values, 0.25)), rel=1e-12, abs=1e-9)
+
+
+def test_median_is_over_tasks_of_means_and_over_seeds_for_one_task():
+    assert median([[0.0, 1.0, 10.0], [2.0, 5.0, 10.0]]) == 3.0  # task means 1, 3, 10
+    assert median([1.0, 2.0, 30.0]) == 2.0
+
+
+def test_optimality_gap_ignores_what_is_above_the_target():
+    assert optimality_gap([0.5, 3.0]) == 0.25
+
+
+def test_probability_of_improvement_counts_ties_half():
+    # Pairs: 1>0 win, 1=1 half, 2>0 win, 2>1 win.
+    assert float(probability_of_improvement([1.0, 2.0], [0.0, 1.0]).estimate) == 3.5 / 4
+
+
+def test_probability_of_improvement_averages_tasks():
+    x, y = [[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0]]
+    assert float(probability_of_improvement(x, y).estimate) == 0.5  # always better on one, never on the other
+
+
+def test_sample_efficiency_is_the_first_crossing_or_infinity():
+    curves = [[0.0, 5.0, 4.0], [0.0, 1.0, 2.0], [9.0, 0.0, 0.0]]
+    assert sample_efficiency([10, 20, 30], curves, threshold=4.5).tolist() == [20.0, np.inf, 10.0]
+
+
+def test_bootstrap_of_the_mean_has_the_closed_form_quantiles():
+    """The mean of n resampled values has every combination as an equally likely outcome: enumerate them."""
+    scores = np.array([0.0, 1.0, 3.0, 7.0, 20.0])
+    means = np.array([np.mean(draw) for draw in product(scores, repeat=len(scores))])
+    interval = bootstrap_interval(scores, mean, confidence=0.9, repetitions=100_000)
+    assert float(interval.low) == pytest.approx(np.percentile(means, 5), abs=0.11)
+    assert float(interval.high) == pytest.approx(np.percentile(means, 95), abs=0.21)
+
+
+def test_bootstrap_resamples_seeds_within_tasks_only():
+    """Two constant tasks: no resampling within a task changes anything; pooling the tasks would."""
+    scores = np.tile([0.0, 10.0], (6, 1))
+    interval = bootstrap_interval(scores, mean)
+    assert (float(interval.low), float(interval.high)) == (5.0, 5.0)
+
+
+def test_bootstrap_draws_tasks_independently():
+    """With equal columns, independent draws make the mean vary half as much (in variance) as common ones."""
+    column = np.random.default_rng(0).normal(size=(40, 1))
+    one = bootstrap_interval(column, mean)
+    two = bootstrap_interval(np.hstack([column, column]), mean)
+    ratio = float((two.high - two.low) / (one.high - one.low))
+    assert ratio == pytest.approx(np.sqrt(0.5), abs=0.02)
+
+
+def test_checkpoints_share_the_draws_and_equal_single_ones():
+    scores = np.random.default_rng(1).normal(size=(7, 2, 5))
+    together = bootstrap_interval(scores, repetitions=500, seed=3)
+    for checkpoint in range(5):
+        alone = bootstrap_interval(scores[..., checkpoint], repetitions=500, seed=3)
+        assert float(alone.low) == together.low[checkpoint]
+        assert float(alone.estimate) == together.estimate[checkpoint] == iqm(scores[..., checkpoint])
+
+
+def test_own_statistics_give_the_same_interval_as_vectorised_ones():
+    scores = np.random.default_rng(2).normal(size=(6, 3))
+    built_in = bootstrap_interval(scores, iqm, repetitions=300)
+    own = bootstrap_interval(scores, lambda sample: float(stats.trim_mean(sample, 0.25, axis=None)), repetitions=300)
+    assert float(own.low) == pytest.approx(float(built_in.low), abs=1e-12)
+    assert float(own.high) == pytest.approx(float(built_in.high), abs=1e-12)
+
+
+def test_chunks_do_not_change_the_result(monkeypatch):
+    scores = np.random.default_rng(2).normal(size=(6, 3))
+    whole = bootstrap_interval(scores, repetitions=1000)
+    monkeypatch.setattr("rlopt.study.statistics._CHUNK_ELEMENTS", 18 * 7)
+    assert bootstrap_interval(scores, repetitions=1000) == whole
+
+
+def test_seed_decides_the_interval_and_global_state_does_not():
+    scores = np.random.default_rng(2).normal(size=(6, 3))
+    first = bootstrap_interval(scores, repetitions=200)
+    np.random.seed(1)  # noqa: NPY002
+    assert bootstrap_interval(scores, repetitions=200) == first
+    assert bootstrap_interval(scores, repetitions=200, seed=1) != first
+
+
+def test_interval_covers_the_true_mean_about_as_often_as_promised():
+    """10 normal seeds, 400 studies: a percentile bootstrap covers a little less than the nominal 95 %."""
+    data = np.random.default_rng(5).normal(size=(400, 10))
+    intervals = [bootstrap_interval(row, mean, repetitions=400, seed=i) for i, row in enumerate(data)]
+    coverage = np.mean([float(i.low) <= 0.0 <= float(i.high) for i in intervals])
+    assert 0.85 <= coverage <= 0.95
+
+
+@pytest.mark.slow
+def test_large_bootstrap_takes_seconds():
+    scores = np.random.default_rng(0).normal(size=(10, 10, 100))
+    start = time.process_time()
+    bootstrap_interval(scores, repetitions=50_000)
+    assert time.process_time() - start < 60  # about 6 s on a quiet machine
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: iqm([]), "scores must be a non-empty array"),
+        (lambda: iqm(np.zeros((2, 2, 2))), r"shape \(seeds,\) or \(seeds, tasks\), got shape \(2, 2, 2\)"),
+        (lambda: mean([1.0, np.nan]), "scores must be finite, got 1 values that are not"),
+        (lambda: bootstrap_interval([1.0], confidence=1.0), r"confidence must be in \(0, 1\), got 1.0"),
+        (lambda: bootstrap_interval([1.0], repetitions=0), "repetitions must be >= 1, got 0"),
+        (lambda: probability_of_improvement([[1.0, 2.0]], [1.0]), "same tasks, got 2 and 1 columns"),
+        (lambda: sample_efficiency([1, 2], [[1.0]], 0.0), "one step per checkpoint"),
+    ],
+)
+def test_wrong_input_is_refused_with_a_reason(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
