@@ -185,12 +185,14 @@ class Replay(ReplayBuffer):
     def timeouts(self) -> NDArray[np.float32]:  # type: ignore[override]
         """1 where an episode was cut without terminating, (num_rows, n_envs), a copy."""
         slots = np.arange(self.storage.capacity).reshape(self.storage.num_rows, self.n_envs)
-        return self.storage.truncated(slots).astype(np.float32)
+        timeouts: NDArray[np.float32] = self.storage.truncated(slots).astype(np.float32)
+        return timeouts
 
     @property
     def dones(self) -> NDArray[np.float32]:  # type: ignore[override]
         """1 where an episode ended or was cut, (num_rows, n_envs), a copy as in Stable-Baselines3 (batches differ: see there)."""
-        return np.maximum(self.storage.column("terminated")[..., 0], self.timeouts)
+        dones: NDArray[np.float32] = np.maximum(self.storage.column("terminated")[..., 0], self.timeouts)
+        return dones
 
     def reset(self) -> None:
         """Forget all transitions; options and generator stay."""

@@ -70,8 +70,9 @@ class Sampler:
 
     def uniform_slots(self, batch_size: int) -> NDArray[np.int64]:
         """`batch_size` slots, uniform with replacement."""
-        # While the ring fills, the stored slots are 0..n-1; afterwards all of them are stored.
-        return self.rng.integers(0, len(self.storage), batch_size)
+        # While the ring fills, the stored slots are 0..n-1; afterwards all of them are stored. Scaled doubles cost half of what
+        # `integers` does, and are as uniform up to n / 2^53.
+        return (self.rng.random(batch_size) * len(self.storage)).astype(np.int64)
 
     def clear(self) -> None:
         """Forget everything that belongs to stored transitions."""

@@ -63,7 +63,18 @@ def read_state(path: str | Path) -> dict[str, Any]:
             state = _from_json(tree["state"], file)
     except FileNotFoundError:
         raise ValueError(f"{str(path)!r} does not exist.") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    # RuntimeError: a damaged entry of the archive can look encrypted, or compressed by an unknown method.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        AttributeError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+    ) as error:
         raise ValueError(f"{str(path)!r} is not a state file of rlopt, or it is damaged ({error}).") from error
     if not isinstance(state, dict):
         raise ValueError(f"{str(path)!r} is not a state file of rlopt: it holds no dict.")

@@ -129,6 +129,10 @@ class TransitionStorage:
         self._action_column = self.column("actions")
         self._reward_column = self.column("rewards")[..., 0]
         self._terminated_column = self.column("terminated")[..., 0]
+        by_row = (self.num_rows, self.n_envs)
+        self._truncated_column = self._truncated.reshape(by_row)
+        self._to_end_column = self._steps_to_end.reshape(by_row)
+        self._step_column = self._episode_step.reshape(by_row)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: views would lose their matrix, so they are made anew."""
@@ -258,11 +262,9 @@ class TransitionStorage:
         self._action_column[row] = action.reshape(self._action_column.shape[1:])
         self._reward_column[row] = reward
         self._terminated_column[row] = terminated
-        by_row = (self.num_rows, self.n_envs)
-        self._truncated.reshape(by_row)[row] = truncated
-        self._steps_to_end.reshape(by_row)[row] = -1
-        episode_step = self._episode_step.reshape(by_row)
-        episode_step[row] = (episode_step[row - 1] + 1) * self._open
+        self._truncated_column[row] = truncated
+        self._to_end_column[row] = -1
+        self._step_column[row] = (self._step_column[row - 1] + 1) * self._open
         self.num_added += 1
 
         if self.layout == "plain":
@@ -276,7 +278,7 @@ class TransitionStorage:
             done = terminated | truncated
             self._end_episodes(np.flatnonzero(done))
             self._open = ~done
-            self._num_open = self.n_envs - np.count_nonzero(done)
+            self._num_open = self.n_envs - int(np.count_nonzero(done))
         elif self._num_open < self.n_envs:
             self._open = np.ones(self.n_envs, bool)
             self._num_open = self.n_envs

@@ -372,9 +372,7 @@ def test_td_error_function_without_one_number_per_transition_is_refused() -> Non
         ("introspective", {"interleave": True, "respect_episodes": True}, "respect_episodes=True needs interleave=False"),
     ],
 )
-def test_wrong_option_is_refused_with_name_allowed_values_and_what_came(
-    name: str, options: dict[str, Any], message: str
-) -> None:
+def test_wrong_option_is_refused_with_name_allowed_values_and_what_came(name: str, options: dict[str, Any], message: str) -> None:
     history = make_history(0, num_adds=1, observations=observations_for(name)[0])
     with pytest.raises(ValueError, match=message):
         make_replay(name, history, **options)

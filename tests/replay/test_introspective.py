@@ -130,7 +130,7 @@ def test_windows_of_a_wrapped_ring_are_consecutive_in_time_within_a_stream(n_env
 
 
 def test_interleaved_windows_run_through_all_environments() -> None:
-    replay, twin = filled(12, n_envs=3, interleave=True)
+    replay, _ = filled(12, n_envs=3, interleave=True)
     replay.begin_phase(1, scores_by_slot({20: 1.0}))
     assert replay.sample(7).indices.tolist() == [20, 19, 18, 17, 16, 15, 14]
 

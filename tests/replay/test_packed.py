@@ -19,7 +19,7 @@ def image_replay(layout: str = "plain") -> tuple[UniformReplay, History]:
     for add in history.adds:
         add.to(replay)
     assert isinstance(replay, UniformReplay)
-    assert 64 * 36 * 36 > RECYCLE_LIMIT
+    assert RECYCLE_LIMIT < 64 * 36 * 36
     return replay, history
 
 
@@ -114,7 +114,7 @@ def test_observations_and_next_observations_never_share_memory() -> None:
 
 
 def test_writing_into_a_batch_does_not_change_the_buffer() -> None:
-    replay, history = image_replay()
+    replay, _ = image_replay()
     before = replay.observations.copy()
     replay.sample(64).observations.zero_()
     replay.sample(2).observations.zero_()

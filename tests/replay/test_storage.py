@@ -29,9 +29,7 @@ DISCRETE = spaces.Discrete(2)
 
 
 def make_storage(history: History, layout: Any = "plain", memmap_path: Path | None = None) -> TransitionStorage:
-    return TransitionStorage(
-        history.capacity, history.observation_space, history.action_space, history.n_envs, layout, memmap_path
-    )
+    return TransitionStorage(history.capacity, history.observation_space, history.action_space, history.n_envs, layout, memmap_path)
 
 
 def allocated_bytes(storage: TransitionStorage) -> int:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,7 @@ def test_a_run_with_a_checkpoint_goes_on_from_it(tmp_path):
     rows = read_evaluations(tmp_path / "s" / "toy-A-v0" / "v" / "seed_0")
     assert [row.step for row in rows] == list(range(1, 11))
     assert [row.score for row in rows] == [1.0] * 5 + [2.0] * 5
-    assert all(a.seconds <= b.seconds for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a.seconds <= b.seconds for a, b in pairwise(rows))
 
 
 def test_a_run_without_checkpoint_starts_in_an_empty_folder(tmp_path):

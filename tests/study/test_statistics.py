@@ -32,14 +32,14 @@ CASES = list(RLIABLE["cases"])
 STATISTICS = {"iqm": iqm, "mean": mean, "median": median, "optimality_gap": optimality_gap}
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    # With a single task rlopt's median is the median over seeds.
+    [pair for pair in product(CASES, STATISTICS) if pair != ("five_by_one", "median")],
+)
 def test_point_estimates_equal_rliable(case, name):
     stored = RLIABLE["cases"][case]
-    expected = stored["point"][name]
-    if name == "median" and np.shape(stored["x"])[1] == 1:
-        pytest.skip("with a single task rlopt's median is the median over seeds")
-    assert STATISTICS[name](stored["x"]) == pytest.approx(expected, abs=1e-12)
+    assert STATISTICS[name](stored["x"]) == pytest.approx(stored["point"][name], abs=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -116,8 +116,8 @@ def test_bootstrap_of_the_mean_has_the_closed_form_quantiles():
     scores = np.array([0.0, 1.0, 3.0, 7.0, 20.0])
     means = np.array([np.mean(draw) for draw in product(scores, repeat=len(scores))])
     interval = bootstrap_interval(scores, mean, confidence=0.9, repetitions=100_000)
-    assert float(interval.low) == pytest.approx(np.percentile(means, 5), abs=0.11)
-    assert float(interval.high) == pytest.approx(np.percentile(means, 95), abs=0.21)
+    for end, content in ((float(interval.low), 0.05), (float(interval.high), 0.95)):
+        assert np.mean(means < end - 1e-9) - 0.003 <= content <= np.mean(means <= end + 1e-9) + 0.003
 
 
 def test_bootstrap_resamples_seeds_within_tasks_only():
@@ -141,8 +141,9 @@ def test_checkpoints_share_the_draws_and_equal_single_ones():
     together = bootstrap_interval(scores, repetitions=500, seed=3)
     for checkpoint in range(5):
         alone = bootstrap_interval(scores[..., checkpoint], repetitions=500, seed=3)
-        assert float(alone.low) == together.low[checkpoint]
-        assert float(alone.estimate) == together.estimate[checkpoint] == iqm(scores[..., checkpoint])
+        assert float(alone.low) == pytest.approx(together.low[checkpoint], abs=1e-12)
+        assert float(alone.high) == pytest.approx(together.high[checkpoint], abs=1e-12)
+        assert iqm(scores[..., checkpoint]) == pytest.approx(together.estimate[checkpoint], abs=1e-12)
 
 
 def test_own_statistics_give_the_same_interval_as_vectorised_ones():

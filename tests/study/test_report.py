@@ -1,0 +1,276 @@
+"""The report of a study whose numbers are known, and what the command line says about it."""
+
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlopt.__main__ import main
+from rlopt.study import Recorder, Task, report
+from rlopt.study.comparison import compare
+from rlopt.study.figures import styles
+from rlopt.study.files import write_json
+from rlopt.study.record import update_study
+from rlopt.study.results import align, final_score, read_results
+from rlopt.study.runs import update_manifest
+
+MADE = {
+    "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    "machine": {"system": "Linux x86_64", "cpu": "Test CPU", "cores": 2, "memory_gib": 8.0},
+    "git_commit": "0123abc",
+}
+
+
+def write_run(study, task, variant, seed, finals, status="finished", **manifest):
+    """A run with evaluations 10, 20, ... whose scores are 0, ..., 0, then the finals."""
+    folder = study / task / variant / f"seed_{seed}"
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", {"task": task, "variant": variant, "seed": seed})
+    recorder = Recorder(folder)
+    scores = [0.0] * (20 - len(finals)) + list(finals)
+    for index, score in enumerate(scores):
+        recorder.evaluation(10 * (index + 1), score)
+    update_manifest(folder, status=status, wall_seconds=10.0 + seed, cpu_seconds=9.0, error=None, **MADE, **manifest)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """Two tasks, three variants, five seeds; `good` is better by far, `same` equals the baseline, one run failed.
+
+    The report is written; tests that change the folder use `study`.
+    """
+    folder = tmp_path_factory.mktemp("studies") / "known"
+    folder.mkdir()
+    tasks = [Task("Alpha", total_steps=200, low=0.0, high=100.0), Task("Beta", total_steps=200)]
+    update_study(folder, tasks, ["base", "good", "same"], "base", "python study.py --seeds 5")
+    for task in ("Alpha", "Beta"):
+        for seed in range(5):
+            write_run(folder, task, "base", seed, [10.0 + seed, 12.0 + seed])
+            write_run(folder, task, "good", seed, [90.0 + seed, 92.0 + seed])
+            write_run(folder, task, "same", seed, [10.0 + seed, 12.0 + seed])
+    write_run(folder, "Alpha", "good", 5, [1e6], status="failed")
+    update_manifest(folder / "Alpha" / "good" / "seed_5", error="RuntimeError: too | warm")
+    report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(reported):
+    return (reported / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def study(reported, tmp_path):
+    return Path(shutil.copytree(reported, tmp_path / "known"))
+
+
+def rows(markdown, heading):
+    """Cells of the first table after a heading, by first column."""
+    lines = markdown.split(heading, 1)[1].splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    table = lines[first : next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))]
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table]
+    return {row[0]: row[1:] for row in cells[2:]}
+
+
+def test_final_scores_are_the_mean_of_the_last_tenth(text):
+    table = rows(text, "### Final scores")
+    # Finals of base: 11..15, interquartile mean of five is the mean of the middle three.
+    assert table["base"][0].startswith("13.0 [")
+    assert table["base"][1:] == ["13.0", "13.0", "11.0", "15.0", "5"]
+    assert table["good"][1:] == ["93.0", "93.0", "91.0", "95.0", "5"]  # the failed run counts nowhere
+
+
+def test_verdicts(text):
+    table = rows(text, "### Against base")
+    assert table["good"] == ["better", "1.00 [1.00, 1.00]"]
+    assert table["same"][0] == "no difference shown"
+    assert table["same"][1].startswith("0.50 [")
+    assert "- Alpha: good against base: better; probability of improvement 1.00 [1.00, 1.00]" in text
+    assert "- Alpha: same against base: no difference was shown, the intervals overlap" in text
+
+
+def test_sample_efficiency_uses_the_reference_scores(text):
+    table = rows(text, "### Sample efficiency")
+    assert table["good"] == ["190", "5/5", "190", "5/5"]  # thresholds 50 and 90; 90+seed comes at step 190
+    assert table["base"] == ["not reached", "0/5", "not reached", "0/5"]
+
+
+def test_normalisation_is_stated_and_applied(reported, text):
+    assert "- Alpha: 0.00 becomes 0 and 100.0 becomes 1 (reference scores)." in text
+    assert "- Beta: 0.00 becomes 0 and 96.0 becomes 1 (lowest and highest evaluation in this study)." in text
+    results = read_results(reported)
+    seeds, values = results.normalised_finals("base")
+    assert seeds == [0, 1, 2, 3, 4]
+    assert values == pytest.approx(np.stack([np.arange(11, 16) / 100, np.arange(11, 16) / 96], axis=1))
+
+
+def test_failed_runs_cost_commands_and_versions_are_told(text):
+    assert "1 of 31 runs are not finished and count nowhere above." in text
+    assert "| Alpha | good | 5 | failed | RuntimeError: too \\| warm |" in text
+    assert "python study.py --seeds 5" in text
+    assert "Versions: python 3.11.7, torch 2.13.0" in text
+    assert "Machine: Test CPU, 2 cores, 8.0 GiB, Linux x86_64" in text
+    assert "Git commit: 0123abc" in text
+    assert "| Alpha | base | 12.0 | 10.0 to 14.0 | 9.0 | 17 |" in text  # median of 10, ..., 14 s; 200 steps
+
+
+def test_html_is_one_file_that_needs_nothing_else(reported):
+    text = (reported / "report.html").read_text(encoding="utf-8")
+    assert text.count("<svg ") == 8  # three per task, two for all tasks
+    urls = re.findall(r'(?:src|href)="([^"#][^"]*)"', text) + re.findall(r"url\((?!#)([^)]*)\)", text)
+    assert urls == []
+    assert "<script" not in text
+
+
+def test_markdown_figures_exist_and_are_svg(reported, text):
+    names = re.findall(r"!\[[^\]]*\]\((figures/[^)]+)\)", text)
+    assert len(names) == 8
+    for name in names:
+        assert ET.parse(reported / name).getroot().tag.endswith("svg")
+    assert sorted(path.name for path in (reported / "figures").iterdir()) == sorted(name.split("/")[1] for name in names)
+
+
+def test_report_is_deterministic(study):
+    first = (study / "report.html").read_bytes()
+    assert report(study) == study / "report.html"
+    assert (study / "report.html").read_bytes() == first
+
+
+def test_names_are_escaped_in_html(tmp_path):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    update_study(folder, [Task("A<b>", total_steps=200)], ["x&y"], None, "python <x>")
+    write_run(folder, "A<b>", "x&y", 0, [1.0])
+    text = report(folder).read_text(encoding="utf-8")
+    assert "A&lt;b&gt;" in text
+    assert "<b>" not in text
+    assert "x&amp;y" in text
+
+
+def test_a_study_with_two_seeds_says_that_they_are_too_few(tmp_path):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    update_study(folder, [Task("A", total_steps=200)], ["base", "other", "third"], None, "python x.py")
+    for variant, level in (("base", 0.0), ("other", 50.0), ("third", 90.0)):
+        for seed in range(2):
+            write_run(folder, "A", variant, seed, [level + seed])
+    text = report(folder).with_suffix(".md").read_text(encoding="utf-8")
+    assert "- A: no difference was shown: 2 seeds of each variant are too few" in text
+    assert "in 33 % of such small samples" in text  # 2 / C(4, 2)
+    assert "## All tasks" not in text
+
+
+@pytest.mark.parametrize(
+    ("scores", "baseline", "verdict", "words"),
+    [
+        ([5.0, 6.0, 7.0, 8.0], [1.0, 2.0, 3.0, 4.0], "better", "better; probability of improvement 1.00"),
+        ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], "worse", "worse; probability of improvement 0.00"),
+        ([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0], "unclear", "no difference was shown, the intervals overlap"),
+        ([5.0, 6.0, 7.0], [1.0, 2.0, 3.0], "too few seeds", "completely in 10 % of such small samples"),
+    ],
+)
+def test_verdict_and_sentence(scores, baseline, verdict, words):
+    comparison = compare("a", np.array(scores), "b", np.array(baseline))
+    assert comparison.verdict == verdict
+    assert words in comparison.sentence()
+
+
+def test_points_to_better_when_only_the_order_says_so():
+    scores = np.array([3.0, 4.0, 5.0, 6.0, 7.0, 30.0])
+    baseline = np.array([0.0, 0.5, 1.0, 2.0, 3.5, 6.5])
+    comparison = compare("a", scores, "b", baseline)
+    assert comparison.improvement.low > 0.5
+    assert comparison.score.low < comparison.baseline_score.high
+    assert comparison.verdict == "unclear"
+    assert "points to better" in comparison.sentence()
+
+
+def test_final_score_takes_at_least_one_evaluation():
+    assert final_score(np.array([1.0, 5.0])) == 5.0
+    assert final_score(np.arange(40.0)) == 37.5  # the last four of forty
+
+
+def test_align_keeps_the_last_score_until_the_next_evaluation():
+    steps, scores = align([(np.array([10.0, 20.0]), np.array([1.0, 2.0])), (np.array([15.0, 20.0]), np.array([5.0, 6.0]))])
+    assert steps.tolist() == [15.0, 20.0]  # nothing is known of the second before 15
+    assert scores.tolist() == [[1.0, 2.0], [5.0, 6.0]]
+
+
+def test_variants_differ_in_colour_line_and_marker():
+    found = list(styles([f"v{index}" for index in range(8)]).values())
+    for column in zip(*found, strict=True):
+        assert len(set(column)) == 8
+
+
+def luminance(color):
+    channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_colours_stand_out_from_white():
+    for style in styles([f"v{index}" for index in range(8)]).values():
+        assert 1.05 / (luminance(style.color) + 0.05) > 2.0  # contrast ratio
+
+
+def test_status_command_counts_runs(study, capsys):
+    assert main(["status", str(study)]) == 1  # one failed
+    lines = capsys.readouterr().out.splitlines()
+    good = next(line for line in lines if line.startswith("Alpha") and "good" in line)
+    assert good.split() == ["Alpha", "good", "5", "1"]
+    assert "Alpha / good / seed 5 failed: RuntimeError: too | warm" in lines
+
+
+def test_report_command_prints_the_path(study, capsys):
+    assert main(["report", str(study)]) == 0
+    assert capsys.readouterr().out == f"{study / 'report.html'}\n"
+
+
+def test_compare_command(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    other = tmp_path / "other"
+    other.mkdir()
+    update_study(other, [Task("Alpha", total_steps=200)], ["base"], None, "x")
+    for seed in range(5):
+        write_run(other, "Alpha", "base", seed, [50.0 + seed])
+    assert main(["compare", str(study), str(other)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "Alpha" in line)
+    # Of `other` the last two evaluations are 0 and 50 + seed.
+    assert re.search(r"base +13 \[.*\] +26 \[.*\] +1 \[1, 1\] +better", line)
+
+
+@pytest.mark.parametrize("command", [["status"], ["report"]])
+def test_a_folder_that_is_no_study_gives_one_line(tmp_path, capsys, command):
+    assert main([*command, str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {tmp_path} must be the folder of a study, but it has no study.json\n"
+
+
+def test_the_parent_folder_of_studies_gives_a_hint(study, capsys):
+    assert main(["status", str(study.parent)]) == 2
+    assert f"there are studies in {study}" in capsys.readouterr().err
+
+
+def test_a_study_without_finished_runs_gives_one_line(tmp_path, capsys):
+    update_study(tmp_path, [Task("A", total_steps=1)], ["v"], None, "x")
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} must hold a finished run to report on, got none of 0\n"
+
+
+def test_damaged_files_are_named(study, capsys):
+    (study / "Alpha" / "base" / "seed_0" / "evaluations.csv").write_text("step,score\n1,2\n")
+    assert main(["report", str(study)]) == 2
+    error = capsys.readouterr().err
+    assert "seed_0/evaluations.csv must have the columns step, score, seconds" in error
+    assert error.count("\n") == 1
+
+
+def test_headings_descend_by_one_level(text):
+    levels = [len(mark) for mark in re.findall(r"^(#+) ", text, re.MULTILINE)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
