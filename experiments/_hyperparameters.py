@@ -176,9 +176,7 @@ TUNED: Mapping[str, AgentOptions] = {
         exploration_final_eps=0.07,
         target_update_interval=600,
     ),
-    "LunarLander-v3": dataclasses.replace(
-        _TUNED_DQN, learning_starts=0, train_freq=512, gradient_steps=256, net_arch=(128, 128)
-    ),
+    "LunarLander-v3": dataclasses.replace(_TUNED_DQN, learning_starts=0, train_freq=512, gradient_steps=256, net_arch=(128, 128)),
     "Pendulum-v1": dataclasses.replace(
         _TUNED_CONTINUOUS, total_timesteps=10_000, gamma=0.98, buffer_size=10_000, net_arch=(64, 64)
     ),
@@ -190,19 +188,28 @@ TUNED_OTHER: Mapping[str, AgentOptions] = {
     "sac": _TUNED_CONTINUOUS,
 }
 
-# A few minutes for everything on two slow cores: shorter runs of smaller networks.
+# A few minutes for everything on two slow cores: short runs of small networks.
+_QUICK_DQN = dataclasses.replace(
+    _TUNED_DQN,
+    total_timesteps=8000,
+    learning_rate=1e-3,
+    batch_size=64,
+    buffer_size=8000,
+    learning_starts=500,
+    train_freq=128,
+    gradient_steps=64,
+    net_arch=(64, 64),
+    exploration_fraction=0.3,
+    target_update_interval=128,
+)
 QUICKSTART: Mapping[str, AgentOptions] = {
-    "CartPole-v1": dataclasses.replace(
-        TUNED["CartPole-v1"], total_timesteps=20_000, buffer_size=20_000, exploration_fraction=0.3
-    ),
-    "Acrobot-v1": dataclasses.replace(
-        TUNED["Acrobot-v1"], total_timesteps=20_000, buffer_size=20_000, net_arch=(64, 64), gradient_steps=128
-    ),
+    "CartPole-v1": dataclasses.replace(_QUICK_DQN, exploration_final_eps=0.04),
+    "Acrobot-v1": _QUICK_DQN,
 }
 
 # The launch scripts that Kumar and Nagaraj released with "Introspective Experience Replay" (arXiv 2206.03171): M steps and
 # G updates per phase; they count the interval of target copies in phases. Environments are today's versions, with their
-# own time limits.
+# own time limits; actor and critic share the critic's learning rate.
 _PAPER_DQN = AgentOptions(
     learning_rate=5e-5,
     gamma=0.9,

@@ -57,8 +57,9 @@ def make_agent(config: dict[str, Any], seed: int) -> OffPolicyAlgorithm:
     widths = options.pop("net_arch", None)
     noise = options.pop("action_noise", None)
     if noise is not None:
-        shape = env.action_space.shape
-        options["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, noise)) if noise > 0 else None
+        assert isinstance(env.action_space, gym.spaces.Box)
+        mean = np.zeros(env.action_space.shape)
+        options["action_noise"] = NormalActionNoise(mean, np.full_like(mean, noise)) if noise > 0 else None
     if config["learning_rate_factor"] != 1.0:
         options["learning_rate"] *= config["learning_rate_factor"]
     return AGENTS[config["agent"]](
@@ -114,6 +115,8 @@ class Evaluation(BaseCallback):
             returns = play(self.model, self._envs, seeds.generate_state(len(self._envs)).tolist())
             self._recorder.evaluation(self.num_timesteps, float(np.mean(returns)))
             self.logger.record("eval/mean_reward", float(np.mean(returns)))
+            self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+            self.logger.dump(self.num_timesteps)
         return self.num_timesteps < self._total_timesteps
 
     def _on_training_end(self) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -21,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import gymnasium as gym
 import tyro
+from _checks import AgentName, check_device, choose_agent, hint, inspect_env
 from _hyperparameters import ACCEPTED, PAPER, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
 from rich.console import Console
 from tyro.conf import arg
@@ -36,9 +35,9 @@ from rlopt.replay import (
     ReverseConfig,
 )
 from rlopt.study import Task, report, run_study
+from rlopt.study.grid import folder_name
 
 PresetName = Literal["tuned", "paper", "quickstart"]
-AgentName = Literal["auto", "dqn", "ddpg", "td3", "sac"]
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,15 @@ class ReplayStudy:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be > 0, got {value}")
+        if self.name is not None and self.name != folder_name(self.name):
+            raise ValueError(f"name must be one folder without '/' and spaces around it, got {self.name!r}")
+        for option, names in (("replays", self.replays), ("env_id", self.env_id)):
+            doubles = [name for name in names if names.count(name) > 1]
+            if doubles or not names:
+                raise ValueError(f"{option} must be different names, got {doubles[0] + ' twice' if doubles else 'none'}")
         for name in self.replays:
             if name not in REPLAYS:
-                raise ValueError(f"replays must be among {', '.join(REPLAYS)}, got {name}{_hint(name, REPLAYS)}")
+                raise ValueError(f"replays must be among {', '.join(REPLAYS)}, got {name}{hint(name, REPLAYS)}")
 
 
 # Name -> what it is, and the options that it changes.
@@ -109,8 +114,8 @@ PRESETS: dict[PresetName, tuple[str, ReplayStudy]] = {
         ReplayStudy(
             preset="quickstart",
             env_id=("CartPole-v1", "Acrobot-v1"),
-            seeds=3,
-            num_evaluations=10,
+            seeds=4,
+            num_evaluations=8,
             eval_episodes=5,
         ),
     ),
@@ -123,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = parse(sys.argv[1:] if arguments is None else arguments)
         tasks = [make_task(study, env_id) for env_id in study.env_id]
         refuse_options_without_effect(study, [str(task.config["agent"]) for task in tasks])
+        check_device(study.device)
         folder = study.output / (study.name or default_name(study))
         status = run_study(
             f"{Path(__file__).resolve().parent / '_training.py'}:train",
@@ -134,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             jobs=study.jobs or os.cpu_count() or 1,
         )
         if status in (0, 1):
-            Console().print(f"Report: {report(folder)}", markup=False, highlight=False, soft_wrap=True)
+            lines = f"Report: {report(folder)}\nLogs: tensorboard --logdir {folder}"
+            Console().print(lines, markup=False, highlight=False, soft_wrap=True)
             return status
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -193,44 +200,6 @@ def preset_options(preset: PresetName, env_id: str, agent: str) -> AgentOptions:
     raise ValueError(f"env_id must be one of {', '.join(table)} with preset {preset}, got {env_id}; use preset tuned")
 
 
-def inspect_env(env_id: str, replays: Sequence[str]) -> gym.Space[Any]:
-    """Return the action space of an environment.
-
-    Raises:
-        ValueError: If there is no such environment, a package for it is missing, or hindsight has no goals in it.
-    """
-    try:
-        env = gym.make(env_id)
-    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv, ModuleNotFoundError):
-        message = f"env_id must be an environment that is installed, got {env_id}{_hint(env_id, gym.registry)}"
-        raise ValueError(message) from None
-    except gym.error.Error as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"env_id {env_id} cannot be made: {reason}") from None
-    goals = isinstance(env.observation_space, gym.spaces.Dict) and "desired_goal" in env.observation_space.spaces
-    if "hindsight" in replays and not goals:
-        raise ValueError(f"replays must not hold hindsight for {env_id}: its observations have no desired_goal")
-    env.close()
-    return env.action_space
-
-
-def choose_agent(agent: AgentName, env_id: str, space: gym.Space[Any]) -> str:
-    """Return the agent for an action space.
-
-    Raises:
-        ValueError: If the agent cannot act in it.
-    """
-    kind = "discrete" if isinstance(space, gym.spaces.Discrete) else "continuous"
-    if kind == "continuous" and not isinstance(space, gym.spaces.Box):
-        raise ValueError(f"env_id must have Discrete or Box actions, {env_id} has {type(space).__name__}")
-    fitting = {"discrete": ("dqn",), "continuous": ("td3", "ddpg", "sac")}[kind]
-    if agent == "auto":
-        return fitting[0]
-    if agent not in fitting:
-        raise ValueError(f"agent must be {' or '.join(fitting)} for the {kind} actions of {env_id}, got {agent}")
-    return agent
-
-
 def refuse_options_without_effect(study: ReplayStudy, agents: Sequence[str]) -> None:
     """Refuse options for a replay or an agent that takes no part.
 
@@ -245,6 +214,8 @@ def refuse_options_without_effect(study: ReplayStudy, agents: Sequence[str]) -> 
                     f"{name}.{next(iter(changed))} has no effect: {name} is not among the replays "
                     f"({', '.join(study.replays)}); add it or drop the option"
                 )
+    if study.introspective.interleave:
+        raise ValueError("introspective.interleave has no effect: a run has a single environment; drop the option")
     if study.prioritized_lr_factor != 1.0 and "prioritized" not in study.replays:
         raise ValueError("prioritized_lr_factor has no effect: prioritized is not among the replays; drop the option")
     for option in study.options.given():
@@ -259,9 +230,9 @@ def refuse_options_without_effect(study: ReplayStudy, agents: Sequence[str]) -> 
 def default_name(study: ReplayStudy) -> str:
     """Return a name that tells what differs from the preset, so that different studies get different folders."""
     default = PRESETS[study.preset][1]
-    parts = [study.preset]
+    parts: list[str] = [study.preset]
     if study.env_id != default.env_id or study.preset != "quickstart":
-        parts += [env_id.replace("/", "-") for env_id in study.env_id]
+        parts += [folder_name(env_id) for env_id in study.env_id]
     if study.agent != "auto":
         parts.append(study.agent)
     changed = {
@@ -284,11 +255,6 @@ def _changes(config: Any) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return "x".join(str(one) for one in value) if isinstance(value, tuple | list) else str(value)
-
-
-def _hint(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, arg, subcommand
+
+Folder = Annotated[Path, Positional, arg(metavar="RUNS")]
 
 
 @dataclass(frozen=True)
 class Status:
     """Show how far the runs of a study are."""
 
-    runs: Positional[Path]
+    runs: Folder
     """Folder of a study, for instance runs/my-study."""
 
 
@@ -26,17 +28,17 @@ class Status:
 class Report:
     """Write report.html, report.md and figures/ into the folder of a study, from what is finished so far."""
 
-    runs: Positional[Path]
-    """Folder of a study."""
+    runs: Folder
+    """Folder of a study, for instance runs/my-study."""
 
 
 @dataclass(frozen=True)
 class Compare:
     """Compare two studies, for instance before and after a change: the same tasks and variants, A against B."""
 
-    runs_a: Positional[Path]
+    runs_a: Annotated[Path, Positional, arg(metavar="RUNS_A")]
     """Folder of the study to compare with."""
-    runs_b: Positional[Path]
+    runs_b: Annotated[Path, Positional, arg(metavar="RUNS_B")]
     """Folder of the study in question."""
 
 
@@ -45,9 +47,12 @@ Command = (
 )
 
 
+_DESCRIPTION = "Look at studies: how far they are, what they found, and how two of them differ."
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; an error is one line."""
-    command: Status | Report | Compare = tyro.cli(Command, args=arguments, prog="python -m rlopt", description=__doc__)
+    command: Status | Report | Compare = tyro.cli(Command, args=arguments, prog="python -m rlopt", description=_DESCRIPTION)
     console = Console()
     try:
         match command:

@@ -67,6 +67,7 @@ class LiveDisplay:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             speed_estimate_period=300.0,
+            refresh_per_second=4,
         )
         self._all: TaskID = self._progress.add_task("[bold]all runs", total=None, note="")
         self._rows: dict[str, TaskID] = {}

@@ -23,6 +23,7 @@ from rlopt.study.machine import command_line
 from rlopt.study.record import lock_study, update_study
 from rlopt.study.runs import (
     Status,
+    announce,
     check_config,
     prepare,
     read_live,
@@ -45,7 +46,7 @@ _ONE_THREAD = dict.fromkeys(
     ),
     "1",
 )
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 
 
@@ -96,6 +97,8 @@ def run_study(
     with lock_study(folder):
         for run in runs:
             check_config(run)
+        for run in runs:
+            announce(run)
         command = command_line()
         update_study(folder, tasks, list(variants), baseline, command)
         waiting = [run for run in runs if _settled_status(run) != "finished"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -68,7 +69,13 @@ class Recorder:
             write_json(self._folder / "live.json", {"step": int(step), "score": score}, sync=False)
 
     def evaluation(self, step: int, score: float) -> None:
-        """Add a row to `evaluations.csv`."""
+        """Add a row to `evaluations.csv`.
+
+        Raises:
+            ValueError: If the score is infinite or not a number, as happens when a run diverges.
+        """
+        if not math.isfinite(score):
+            raise ValueError(f"score must be finite, got {score} at step {step}")
         kept = [row for row in self._rows if row.step < step]
         self._rows = [*kept, Evaluation(int(step), float(score), time.monotonic() - self._start)]
         text = io.StringIO()
@@ -139,6 +146,13 @@ def check_config(run: Run) -> None:
             f"{run.folder} holds a run with {field} = {old}, but {field} = {new} is asked for; "
             f"choose another study name or delete that folder"
         )
+
+
+def announce(run: Run) -> None:
+    """Make the folder of a run that is going to come, so that its status is known to be `waiting`."""
+    if not (run.folder / "config.json").exists():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / "config.json", run.config, sync=False)
 
 
 def prepare(run: Run) -> None:

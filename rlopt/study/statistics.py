@@ -217,7 +217,7 @@ def probability_of_improvement(
             counts_y = rng.multinomial(num_y, np.full(num_y, 1 / num_y), size=size)
             draws[rows] += ((counts_x @ wins[..., task]) * counts_y).sum(axis=1) / (num_x * num_y * num_tasks)
     low, high = _percentiles(draws, confidence)
-    return Interval(np.asarray(wins.mean()), low, high)
+    return Interval(np.asarray(wins.mean())[()], low[()], high[()])
 
 
 def _iqm(samples: FloatArray) -> FloatArray:

@@ -1,3 +1,5 @@
+import dataclasses
+import inspect
 import warnings
 from typing import Any
 
@@ -335,6 +337,37 @@ def test_td_error_function_without_one_number_per_transition_is_refused() -> Non
     replay = filled("introspective")
     with pytest.raises(ValueError, match="td_errors must be one number per transition"):
         replay.begin_phase(4, lambda batch: batch.rewards.mean())
+
+
+# ---------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("name", sorted(REPLAYS))
+def test_options_of_the_registered_config_are_the_keywords_of_the_replay_with_the_same_defaults(name: str) -> None:
+    entry = REPLAYS[name]
+    config = entry.config_class()
+    history = make_history(0, num_adds=1, observations=observations_for(name)[0])
+    make_replay(name, history, **dataclasses.asdict(config))
+    parameters = inspect.signature(entry.replay_class.__init__).parameters
+    for field in dataclasses.fields(config):
+        assert parameters[field.name].default == getattr(config, field.name), field.name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.anything = 1
+
+
+@pytest.mark.parametrize("layout", ["plain", "shared"])
+def test_scalar_observations_and_a_discrete_space_that_does_not_start_at_zero(layout: Any) -> None:
+    for space, values in (
+        (spaces.Box(-9, 9, (), np.float32), np.arange(4, dtype=np.float32)),
+        (spaces.Discrete(6, start=-2), np.arange(-2, 2)),
+    ):
+        replay = UniformReplay(4, space, DISCRETE, "cpu", n_envs=2, layout=layout)
+        reference = ReplayBuffer(4, space, DISCRETE, "cpu", n_envs=2)
+        for buffer in (replay, reference):
+            buffer.add(values[:2], values[2:], np.array([0, 1]), np.zeros(2), np.zeros(2, bool), [{}, {}])
+        batch = replay._get_samples(np.arange(2))
+        assert batch.observations.numpy().tolist() == reference.observations[0].tolist()  # type: ignore[union-attr]
+        assert batch.next_observations.numpy().tolist() == reference.next_observations[0].tolist()  # type: ignore[union-attr]
 
 
 # ---------------------------------------------------------------------- wrong arguments

@@ -135,6 +135,34 @@ def test_interleaved_windows_run_through_all_environments() -> None:
     assert replay.sample(7).indices.tolist() == [20, 19, 18, 17, 16, 15, 14]
 
 
+def test_pivots_of_one_stream_are_more_than_the_separation_apart() -> None:
+    falling = {slot: 100.0 - slot for slot in range(40)}
+    replay, _ = filled(40, min_separation=3)
+    replay.begin_phase(4, scores_by_slot(falling))
+    assert [replay.sample(1).indices.tolist() for _ in range(4)] == [[0], [4], [8], [12]]
+    # Two environments: slots of the same row are in different streams, so both stay.
+    replay, _ = filled(20, n_envs=2, min_separation=3)
+    replay.begin_phase(4, scores_by_slot(falling))
+    assert [replay.sample(1).indices.tolist() for _ in range(4)] == [[0], [1], [8], [9]]
+
+
+@given(
+    n_envs=st.integers(1, 3),
+    num_adds=st.integers(1, 60),
+    separation=st.integers(1, 6),
+    count=st.integers(1, 12),
+    seed=st.integers(0, 2**31),
+)
+def test_separated_pivots_equal_the_twins(n_envs: int, num_adds: int, separation: int, count: int, seed: int) -> None:
+    replay, twin = filled(num_adds, n_envs, capacity=40 * n_envs, min_separation=separation)
+    places = twin.places()
+    scores = np.random.default_rng(seed).integers(0, 30, len(places)).astype(float)
+    replay.begin_phase(count, scores_by_slot({twin.slot(*places[i]): score for i, score in enumerate(scores)}))
+    for place in pivots_of_twin(places, scores, count, separation):
+        assert replay.sample(1).indices.tolist() == [twin.slot(*place)]
+    assert replay.num_uniform_batches == 0
+
+
 def test_fewer_transitions_than_a_window_are_all_used() -> None:
     replay, _ = filled(3)
     replay.begin_phase(2, scores_by_slot({1: 1.0}))

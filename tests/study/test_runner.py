@@ -30,7 +30,7 @@ def run(folder, function="score_is_level", **changes):
     return run_study(PLACE + function, **options)
 
 
-def start(folder, function, seeds=2):
+def start(folder, function, seeds=3):
     """Start a study of one variant in a process of its own."""
     code = (
         "import sys; from rlopt.study import Task, run_study; "
@@ -128,7 +128,7 @@ def test_a_signal_stops_in_order_and_the_same_command_goes_on(tmp_path, number, 
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == code
-    assert "2 runs: 1 finished, 1 interrupted." in output
+    assert "3 runs: 1 finished, 1 interrupted, 1 waiting." in output
     assert "The same command goes on from here:" in output
     assert read_status(slow) == "interrupted"
     with pytest.raises(ProcessLookupError):
