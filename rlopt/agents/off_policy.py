@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
 
 from rlopt.agents.diagnostics import ReplayDiagnostics
 from rlopt.agents.td_errors import td_error
@@ -49,7 +50,7 @@ class OffPolicyLearner(OffPolicyAlgorithm):
             raise ValueError(f"replay_buffer_kwargs has n_steps={n_steps}, the agent n_steps={self.n_steps}: drop it there.")
         if self.seed is not None:
             options.setdefault("seed", np.random.SeedSequence(self.seed, spawn_key=(0,)))
-        if issubclass(replay_class, HindsightReplay) and options.get("compute_reward") is None:
+        if issubclass(replay_class, HindsightReplay):
             options.setdefault("env", self.env)
         return replay_class(
             self.buffer_size,
@@ -60,6 +61,12 @@ class OffPolicyLearner(OffPolicyAlgorithm):
             optimize_memory_usage=self.optimize_memory_usage,
             **options,
         )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Change the environment; a hindsight replay computes its rewards with the new one."""
+        super().set_env(env, force_reset)
+        if isinstance(self.replay_buffer, HindsightReplay) and self.env is not None:
+            self.replay_buffer.set_env(self.env)
 
     def _begin_phase(self, gradient_steps: int) -> None:
         """Tell the replay that `gradient_steps` draws follow."""

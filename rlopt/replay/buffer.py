@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -302,9 +303,11 @@ class Replay(ReplayBuffer):
     def _count_unscored_draw(self) -> None:
         self._draws_without_scores += 1
         if self._draws_without_scores == UNSCORED_DRAWS:
+            remedy = "Use an agent of rlopt.agents"
+            if self.sampler.needs_phase:
+                remedy += ", or pass callback=rlopt.agents.ReplayPhaseCallback() to learn() of a Stable-Baselines3 agent"
             warnings.warn(
-                f"{type(self).__name__} got no TD errors in {UNSCORED_DRAWS} draws and samples as if all were equal. Use an agent "
-                "of rlopt.agents, or pass callback=rlopt.agents.ReplayPhaseCallback() to learn() of a Stable-Baselines3 agent.",
+                f"{type(self).__name__} got no TD errors in {UNSCORED_DRAWS} draws and samples as if all were equal. {remedy}.",
                 stacklevel=3,
             )
 
@@ -380,15 +383,20 @@ class Replay(ReplayBuffer):
             "layout": self.storage.layout,
             "n_steps": self.n_steps,
             "gamma": self.gamma if self.n_steps > 1 else None,
+            "options": {} if self.sampler.config is None else asdict(self.sampler.config),
             "observation_space": str(self.observation_space),
             "action_space": str(self.action_space),
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything: transitions, sampler, generator and counters. A buffer that loads it goes on exactly as this one."""
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
+        """Everything: transitions, sampler, generator and counters. A buffer that loads it goes on exactly as this one.
+
+        Args:
+            copy: With False the transitions are views, which further `add` calls change.
+        """
         return {
             "signature": self._signature(),
-            "storage": self.storage.state_dict(),
+            "storage": self.storage.state_dict(copy),
             "sampler": self.sampler.state_dict(),
             "generator": self.rng.bit_generator.state,
             "num_uniform_batches": self.num_uniform_batches,
@@ -421,7 +429,7 @@ class Replay(ReplayBuffer):
 
     def save(self, path: str | Path) -> None:
         """Write the state to one file (NumPy's npz with JSON inside, no pickle), under a temporary name first."""
-        write_state(self.state_dict(), path)
+        write_state(self.state_dict(copy=False), path)
 
     def load(self, path: str | Path) -> None:
         """Read a state written by `save`.

@@ -54,8 +54,8 @@ class EmphasizeRecentSampler(Sampler):
         """Number of newest transitions that draw k = 1..K may choose from, before it is cut to what is stored."""
         if self.phase_length == 0:
             return self.storage.capacity
-        k = min(k, self.phase_length)
-        return max(int(self.storage.capacity * self.eta ** (k * 1000.0 / self.phase_length)), self.config.min_range)
+        share: float = self.eta ** (min(k, self.phase_length) * 1000.0 / self.phase_length)
+        return max(int(self.storage.capacity * share), self.config.min_range)
 
     def draw(self, batch_size: int) -> Draw:
         """Choose a batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -63,14 +63,14 @@ class HindsightReplay(Replay):
     Args:
         *args: As in `rlopt.replay.buffer.Replay`.
         env: Vectorised environment whose `compute_reward(achieved_goal, desired_goal, infos)` is used; the infos are empty dicts.
-        compute_reward: A function with that signature, instead of `env`.
+        compute_reward: A function with that signature; it is used even if there is an `env`, which agents always pass.
         n_sampled_goal: See `HindsightConfig`.
         goal_selection_strategy: See `HindsightConfig`.
         sampler: What chooses the transitions, uniform by default; goals are replaced afterwards.
         **kwargs: As in `rlopt.replay.buffer.Replay`.
 
     Raises:
-        ValueError: If the observation space has no goals, or if `env` and `compute_reward` are both given.
+        ValueError: If the observation space has no goals.
 
     References: Andrychowicz et al., Hindsight experience replay, NeurIPS 2017, arXiv 1707.01495.
 
@@ -108,8 +108,6 @@ class HindsightReplay(Replay):
         space = self.observation_space
         if not isinstance(space, spaces.Dict) or not set(_GOAL_KEYS) <= set(space):
             raise ValueError(f"observation_space must be a Dict with the keys {', '.join(_GOAL_KEYS)}, got {space}.")
-        if compute_reward is not None and env is not None:
-            raise ValueError("compute_reward and env exclude each other: give one of them.")
         self.env = env
         self.compute_reward = compute_reward
 
@@ -119,6 +117,9 @@ class HindsightReplay(Replay):
 
     def truncate_last_trajectory(self) -> None:
         """Nothing to do: if the next observation does not continue the episode, the storage ends the episode there."""
+
+    def _signature(self) -> dict[str, Any]:
+        return {**super()._signature(), "goals": asdict(self.config)}
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickling by Stable-Baselines3: environments cannot be pickled."""

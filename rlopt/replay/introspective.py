@@ -168,8 +168,7 @@ class IntrospectiveReplay(Replay):
     Windows lie in the stream of one environment, never cross the write head, and are shifted inwards at the edge of the data so
     that they keep their length. Without `begin_phase` all draws are uniform: use an agent of `rlopt.agents`, or
     `rlopt.agents.ReplayPhaseCallback` with a stock Stable-Baselines3 agent. Scoring costs one forward pass of the whole buffer
-    per
-    phase: choose long phases (`train_freq=512`, `gradient_steps=512`) or `refresh_subset`.
+    per phase: choose long phases (`train_freq=512`, `gradient_steps=512`) or `refresh_subset`.
 
     Differs from the authors' released code: order of time instead of ring slots, one stream per environment (their interleaving:
     `interleave=True`), no pivot is lost at the oldest transition, and the choice is O(n) instead of a sort. With

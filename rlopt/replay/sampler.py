@@ -31,11 +31,13 @@ class Sampler:
     Attributes:
         needs_phase: Whether the sampler works only if `begin_phase` brings it TD errors.
         needs_update: Whether the sampler works only if `update` brings it TD errors.
+        config: Frozen dataclass of the options, None if there are none. A saved state fits a sampler of equal options only.
     """
 
     needs_phase: ClassVar[bool] = False
     needs_update: ClassVar[bool] = False
 
+    config: Any = None
     storage: TransitionStorage
     rng: np.random.Generator
 

@@ -21,8 +21,9 @@ import numpy as np
 import psutil
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+from stable_baselines3.common.preprocessing import get_action_dim
 
+from rlopt.replay.columns import check_space, observation_columns
 from rlopt.replay.packed import Column, PackedRows
 
 Layout = Literal["plain", "shared"]
@@ -80,9 +81,9 @@ class TransitionStorage:
         self.layout: Layout = layout
         self.is_dict = isinstance(observation_space, spaces.Dict)
 
-        obs_columns = _observation_columns(observation_space, "obs")
-        next_columns = _observation_columns(observation_space, "next_obs")
-        _check_space(action_space, "action_space")
+        obs_columns = observation_columns(observation_space, "obs")
+        next_columns = observation_columns(observation_space, "next_obs")
+        check_space(action_space, "action_space")
         action_dtype = np.dtype(np.float32 if action_space.dtype == np.float64 else action_space.dtype)
         columns = [
             *(column if layout == "plain" else column._replace(group="observations") for column in obs_columns),
@@ -290,9 +291,8 @@ class TransitionStorage:
             values = [obs[name.split("/", 1)[1]] for name in columns]  # names are "obs/key"
         else:
             values = [obs]
-        return [
-            np.asarray(value, column.dtype).reshape(column.shape[1:]) for value, column in zip(values, columns.values(), strict=True)
-        ]
+        pairs = zip(values, columns.values(), strict=True)
+        return [np.asarray(value, column.dtype).reshape(column.shape[1:]) for value, column in pairs]
 
     def _close_interrupted(self, observations: list[NDArray[Any]]) -> None:
         """End the episodes whose newest next observation is not what comes now: they were reset from outside."""
@@ -419,19 +419,19 @@ class TransitionStorage:
         self._open = np.zeros(self.n_envs, bool)
         self._num_open = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything stored, filled rows only."""
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
+        """Everything stored, filled rows only; the transitions as copies or as views."""
         num = len(self)
         state: dict[str, Any] = {
             "num_added": self.num_added,
-            "rows": {column.name: self._rows.view(column.name)[:num].copy() for column in self._rows.columns},
+            "rows": {column.name: _taken(self._rows.view(column.name)[:num], copy) for column in self._rows.columns},
             "episode_step": self._episode_step[:num].copy(),
             "steps_to_end": self._steps_to_end[:num].copy(),
             "truncated": self._truncated[:num].copy(),
             "open": self._open.copy(),
         }
         if self.layout == "shared":
-            state["final"] = {name: self._final.view(name).copy() for name in self._obs_names}
+            state["final"] = {name: _taken(self._final.view(name), copy) for name in self._obs_names}
             state["final_id"] = self._final_id[:num].copy()
             state["free_ids"] = self._free_ids[: self._num_free].copy()
         return state
@@ -461,22 +461,8 @@ class TransitionStorage:
             self._num_free = len(free)
 
 
-def _observation_columns(space: spaces.Space[Any], prefix: str) -> list[Column]:
-    """Columns of an observation space: one, or one per key of a Dict."""
-    if not isinstance(space, spaces.Dict):
-        _check_space(space, "observation_space")
-        return [Column(prefix, get_obs_shape(space), np.dtype(space.dtype))]  # type: ignore[arg-type]
-    for key, part in space.items():
-        _check_space(part, f"observation_space[{key!r}]")
-    return [
-        Column(f"{prefix}/{key}", get_obs_shape(part), np.dtype(part.dtype))  # type: ignore[arg-type]
-        for key, part in space.items()
-    ]
-
-
-def _check_space(space: spaces.Space[Any], name: str) -> None:
-    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        raise ValueError(f"{name} must be a Box, Discrete, MultiDiscrete or MultiBinary space, got {space}.")
+def _taken(view: NDArray[Any], copy: bool) -> NDArray[Any]:
+    return view.copy() if copy else view
 
 
 def _refuse_if_too_large(record_bytes: int, nbytes: int, capacity: int, layout: Layout, folder: Path | None) -> None:

@@ -25,6 +25,7 @@ class Comparison:
         baseline_score: IQM of the baseline with interval.
         improvement: Probability that a run of the variant beats one of the baseline, with interval.
         num_seeds: Seeds of the variant and of the baseline.
+        num_tasks: Tasks that the scores are from.
     """
 
     variant: str
@@ -33,11 +34,12 @@ class Comparison:
     baseline_score: Interval
     improvement: Interval
     num_seeds: tuple[int, int]
+    num_tasks: int
 
     @property
     def chance_of_separation(self) -> float:
-        """Probability that all runs of one beat all runs of the other if both are the same (two-sided)."""
-        return 2.0 / comb(sum(self.num_seeds), self.num_seeds[0])
+        """Probability that all runs of one beat all runs of the other, on every task, if both are the same."""
+        return 2.0 / comb(sum(self.num_seeds), self.num_seeds[0]) ** self.num_tasks
 
     @property
     def verdict(self) -> str:
@@ -106,4 +108,5 @@ def compare(variant: str, scores: FloatArray, baseline: str, baseline_scores: Fl
         baseline_score=bootstrap_interval(baseline_scores, iqm),
         improvement=probability_of_improvement(scores, baseline_scores),
         num_seeds=(len(scores), len(baseline_scores)),
+        num_tasks=1 if scores.ndim == 1 else scores.shape[1],
     )

@@ -83,8 +83,8 @@ def learning_curves(curves: Mapping[str, Curve], style: Mapping[str, Style], thr
         if threshold is not None:
             axes.axhline(threshold, color="#777777", linewidth=0.8)
             axes.annotate(
-                "solved", (1.0, threshold), xycoords=("axes fraction", "data"), xytext=(-2, 2),
-                textcoords="offset points", ha="right", va="bottom", fontsize=8, color="#555555",
+                "solved", (0.0, threshold), xycoords=("axes fraction", "data"), xytext=(3, 2),
+                textcoords="offset points", ha="left", va="bottom", fontsize=8, color="#555555",
             )  # fmt: skip
         axes.set_xlabel("environment steps")
         axes.set_ylabel("evaluation score")

@@ -89,13 +89,18 @@ class StudyResults:
         low, high = float(scores.min()), float(scores.max())
         return low, high if high > low else low + 1.0
 
+    def reported_tasks(self) -> list[TaskRecord]:
+        """Return the tasks on which any run is finished."""
+        return [task for task in self.record.tasks if self.variants(task.name)]
+
     def normalised_finals(self, variant: str) -> tuple[list[int], FloatArray]:
-        """Return the seeds that finished every task, and their normalised final scores of shape (seeds, tasks)."""
-        by_task = [{run.seed: run.final for run in self.finished(task.name, variant)} for task in self.record.tasks]
+        """Return the seeds that finished every reported task, and their normalised final scores, (seeds, tasks)."""
+        tasks = self.reported_tasks()
+        by_task = [{run.seed: run.final for run in self.finished(task.name, variant)} for task in tasks]
         seeds = sorted(set.intersection(*(set(found) for found in by_task)))
         if not seeds:
             return [], np.empty((0, len(by_task)))
-        scales = [self.scale(task) for task in self.record.tasks]
+        scales = [self.scale(task) for task in tasks]
         rows = [[(found[seed] - low) / (high - low) for found, (low, high) in zip(by_task, scales, strict=True)] for seed in seeds]
         return seeds, np.array(rows)
 

@@ -95,15 +95,15 @@ def task(results: StudyResults, record: TaskRecord, style: Mapping[str, Style]) 
 
 def aggregate(results: StudyResults, style: Mapping[str, Style]) -> list[Block]:
     """All tasks together, on normalised scores."""
-    record = results.record
-    if len(record.tasks) < 2:
+    record, tasks = results.record, results.reported_tasks()
+    if len(tasks) < 2:
         return []
     found = {variant: results.normalised_finals(variant) for variant in record.variants}
     scores = {variant: values for variant, (seeds, values) in found.items() if len(seeds)}
     if not scores:
-        return [Heading("All tasks"), Paragraph("No seed is finished on all tasks yet.")]
+        return [Heading("All tasks"), Paragraph("No seed is finished on all of them yet.")]
     scales = []
-    for entry in record.tasks:
+    for entry in tasks:
         low, high = results.scale(entry)
         source = "reference scores" if entry.low is not None else "lowest and highest evaluation in this study"
         scales.append(f"{entry.name}: {_number(low)} becomes 0 and {_number(high)} becomes 1 ({source}).")

@@ -89,7 +89,7 @@ def test_learning_step_equals_sb3_number_by_number(name: str, n_envs: int, monke
 def test_n_step_learning_equals_sb3(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "soft_update", polyak_update)
     ours, our_losses = train(getattr(rlopt.agents, name), name, 200, n_steps=3, replay_buffer_class=GlobalUniformReplay)
-    stock, stock_losses = train(getattr(sb3, name), name, 200, n_steps=3)
+    _, stock_losses = train(getattr(sb3, name), name, 200, n_steps=3)
     np.testing.assert_allclose(our_losses, stock_losses, rtol=1e-3)
     assert ours.replay_buffer.n_steps == 3
 

@@ -156,9 +156,13 @@ def test_without_a_way_to_compute_rewards_sampling_says_what_is_missing() -> Non
         replay.sample(50)
 
 
-def test_environment_and_function_together_are_refused() -> None:
-    with pytest.raises(ValueError, match="compute_reward and env exclude each other"):
-        HindsightReplay(5, GOAL_SPACE, spaces.Discrete(2), "cpu", env=FakeVecEnv(), compute_reward=compute_reward)  # type: ignore[arg-type]
+def test_a_given_function_wins_over_the_environment_that_agents_pass() -> None:
+    def always_seven(achieved: np.ndarray, desired: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
+        return np.full(len(achieved), 7.0, np.float32)
+
+    replay = filled(make_history(0, 30, observations="goal"), compute_reward=always_seven, n_sampled_goal=10**6)
+    replay.set_env(FakeVecEnv())  # type: ignore[arg-type]
+    assert set(replay.sample(20).rewards.flatten().tolist()) == {7.0}
 
 
 @pytest.mark.parametrize("space", [GOAL_SPACE["observation"], spaces.Dict({"observation": GOAL_SPACE["observation"]})])

@@ -180,6 +180,14 @@ def test_verdict_and_sentence(scores, baseline, verdict, words):
     assert words in comparison.sentence()
 
 
+def test_several_tasks_need_fewer_seeds():
+    scores = np.array([[5.0, 6.0], [7.0, 8.0]])
+    comparison = compare("a", scores, "b", scores - 5.0)
+    assert comparison.chance_of_separation == 2 / 6**2  # both tasks separate the same way
+    assert comparison.verdict == "too few seeds"
+    assert compare("a", np.tile(scores, (1, 2)), "b", np.tile(scores - 5.0, (1, 2))).verdict == "better"
+
+
 def test_points_to_better_when_only_the_order_says_so():
     scores = np.array([3.0, 4.0, 5.0, 6.0, 7.0, 30.0])
     baseline = np.array([0.0, 0.5, 1.0, 2.0, 3.5, 6.5])
