@@ -103,8 +103,8 @@ class Replay(ReplayBuffer):
         memmap_path: str | Path | None = None,
         seed: int | np.random.SeedSequence | None = None,
     ) -> None:
-        if n_steps < 1:
-            raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
+        if not isinstance(n_steps, int) or n_steps < 1:
+            raise ValueError(f"n_steps must be a whole number of at least 1, got {n_steps}.")
         if gamma is not None and not 0.0 < gamma <= 1.0:
             raise ValueError(f"gamma must be in (0, 1], got {gamma}.")
         if n_steps > 1 and gamma is None:
@@ -250,6 +250,8 @@ class Replay(ReplayBuffer):
         """
         if gradient_steps < 1:
             raise ValueError(f"gradient_steps must be at least 1, got {gradient_steps}.")
+        if progress is not None and not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress must be in [0, 1], got {progress}.")
         score: ScoreFunction | None = None
         if td_error_fn is not None and self.sampler.needs_phase:
             self._draws_without_scores = -gradient_steps  # the draws of this phase have scores
@@ -446,6 +448,8 @@ def _absolute(td_errors: th.Tensor | NDArray[Any], num: int) -> NDArray[np.float
     if np.size(td_errors) != num:
         raise ValueError(f"td_errors must be one number per transition, shape ({num},) or ({num}, 1), got {np.shape(td_errors)}.")
     errors: NDArray[np.float64] = np.abs(td_errors, dtype=np.float64).reshape(-1)
+    if not np.isfinite(errors).all():
+        raise ValueError(f"td_errors must be finite, got {np.count_nonzero(~np.isfinite(errors))} that are not: learning diverged.")
     return errors
 
 

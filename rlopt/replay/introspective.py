@@ -60,7 +60,7 @@ class IntrospectiveSampler(Sampler):
         self.num_pivots_used = 0
         self.draws_left = 0  # draws of this phase that come from windows
         self.pending = np.empty(0, np.int64)  # rest of a window in sequential mode
-        self.num_added = 0  # the storage's count at the last phase
+        self.num_added = 0  # the storage's count when transitions were last scored
 
     def begin_phase(self, gradient_steps: int, score: ScoreFunction | None, progress: float | None) -> None:
         """Score the stored transitions under the current networks and choose the pivots of the phase."""
@@ -74,7 +74,7 @@ class IntrospectiveSampler(Sampler):
             candidates = self._candidates()
             scores = score(candidates)
             self.pivots = candidates[self._choose(candidates, scores, self.draws_left)]
-        self.num_added = self.storage.num_added
+            self.num_added = self.storage.num_added
 
     def _candidates(self) -> NDArray[np.int64]:
         """Slots to score, oldest first."""

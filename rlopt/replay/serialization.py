@@ -39,6 +39,7 @@ def write_state(state: Mapping[str, Any], path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read; states are for sharing
         with os.fdopen(handle, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.flush()

@@ -39,7 +39,7 @@ class Comparison:
     @property
     def chance_of_separation(self) -> float:
         """Probability that all runs of one beat all runs of the other, on every task, if both are the same."""
-        return 2.0 / comb(sum(self.num_seeds), self.num_seeds[0]) ** self.num_tasks
+        return 2.0 * float(comb(sum(self.num_seeds), self.num_seeds[0])) ** -self.num_tasks
 
     @property
     def verdict(self) -> str:

@@ -135,7 +135,7 @@ def make() -> Iterator[Any]:
 
 def train(library: Any, env: Any, steps: int, **options: Any) -> UniformReplay:
     small = {"learning_starts": 45, "batch_size": 8, "policy_kwargs": {"net_arch": [8]}, "device": "cpu", "seed": 3}
-    agent = library.DQN("MlpPolicy", env, buffer_size=2000, replay_buffer_class=UniformReplay, **small, **options)
+    agent = library.DQN("MlpPolicy", env, buffer_size=1200, replay_buffer_class=UniformReplay, **small, **options)
     replay = agent.learn(steps).replay_buffer
     assert isinstance(replay, UniformReplay)
     return replay

@@ -24,9 +24,19 @@ TINY = [
 OPTIONS = (Path(__file__).parent / "replay_options.txt").read_text(encoding="utf-8").split()
 
 
+STARTED = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind():
+    yield
+    for process in STARTED:
+        process.kill()  # its workers notice and stop
+
+
 def command(*arguments):
     paths = [str(ROOT), *filter(None, sys.path)]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "experiments/replay.py", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -34,12 +44,14 @@ def command(*arguments):
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 @pytest.fixture(scope="module")
 def help_text():
     process = command("--help")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     return output
 
@@ -243,7 +255,7 @@ def test_interrupt_in_the_middle(tmp_path):
     arguments = [*TINY[2:], "--total-timesteps", "100000", "--replays", "uniform", "--seeds", "2", "--jobs", "1"]
     process = command(*arguments, "--output", tmp_path, "--name", "s")
     run = tmp_path / "s" / "CartPole-v1" / "uniform" / "seed_0"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (run / "live.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)

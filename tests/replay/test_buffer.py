@@ -376,7 +376,8 @@ def test_scalar_observations_and_a_discrete_space_that_does_not_start_at_zero(la
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("uniform", {"n_steps": 0}, "n_steps must be at least 1, got 0."),
+        ("uniform", {"n_steps": 0}, "n_steps must be a whole number of at least 1, got 0."),
+        ("uniform", {"n_steps": 1.5, "gamma": 0.9}, "n_steps must be a whole number of at least 1, got 1.5."),
         ("uniform", {"n_steps": 2}, "gamma must be given for n_steps=2"),
         ("uniform", {"n_steps": 2, "gamma": 1.5}, r"gamma must be in \(0, 1\], got 1.5."),
         ("uniform", {"gamma": 0.0}, r"gamma must be in \(0, 1\], got 0.0."),
@@ -473,3 +474,18 @@ def test_next_observations_of_the_shared_layout_say_where_to_look() -> None:
 def test_optimize_memory_usage_means_the_shared_layout() -> None:
     replay = UniformReplay(5, BOX, DISCRETE, "cpu", optimize_memory_usage=True, handle_timeout_termination=True)
     assert replay.storage.layout == "shared"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_td_errors_that_are_not_finite_are_refused(bad: float) -> None:
+    replay = make_replay("prioritized", make_history(0, 9))
+    for add in make_history(0, 9).adds:
+        add.to(replay)
+    with pytest.raises(ValueError, match="td_errors must be finite, got 1 that are not: learning diverged"):
+        replay.update(np.array([0, 1]), np.array([1.0, bad]))
+
+
+def test_progress_outside_its_range_is_refused() -> None:
+    replay = make_replay("uniform", make_history(0, 9))
+    with pytest.raises(ValueError, match=r"progress must be in \[0, 1\], got 1.5"):
+        replay.begin_phase(4, progress=1.5)

@@ -78,9 +78,8 @@ def go_on(replay: Replay, history: History, start: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("take", [take_state, take_file, take_used, take_copy, take_pickle])
-@pytest.mark.parametrize("layout", ["plain", "shared"])
+@pytest.mark.parametrize(("layout", "num_adds"), [("shared", 11), ("plain", 75), ("shared", 75)])  # filling; wrapped
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
-@pytest.mark.parametrize("num_adds", [11, 75])  # while the ring fills, and after it wrapped
 def test_replay_goes_on_exactly_in_the_middle_of_a_phase(
     tmp_path: Path, name: str, options: dict[str, Any], layout: str, take: Any, num_adds: int
 ) -> None:
@@ -218,3 +217,12 @@ def test_missing_damaged_and_foreign_files_are_refused_and_change_nothing(tmp_pa
         with pytest.raises(ValueError, match=r"does not exist|is not a state file|not the state of a replay buffer"):
             replay.load(tmp_path / name)
     assert_batches_equal(replay.sample(8), expected)
+
+
+def test_saved_state_does_not_fit_a_replay_of_other_options(tmp_path: Path) -> None:
+    history = make_history(0, 9)
+    path = tmp_path / "replay.npz"
+    make_replay("prioritized", history, alpha=0.1).save(path)
+    with pytest.raises(ValueError, match="has options=.*'alpha': 0.1.*build it with the same options"):
+        make_replay("prioritized", history, alpha=0.9).load(path)
+    assert path.stat().st_mode & 0o777 == 0o644

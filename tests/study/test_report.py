@@ -141,6 +141,15 @@ def test_report_is_deterministic(study):
     assert (study / "report.html").read_bytes() == first
 
 
+def test_tasks_without_finished_runs_are_left_out_of_the_aggregate(study):
+    shutil.rmtree(study / "Beta")
+    report(study)
+    text = (study / "report.md").read_text(encoding="utf-8")
+    assert "## Beta\n\nNo run is finished." in text
+    assert "## All tasks" not in text
+    assert read_results(study).normalised_finals("base")[1].shape == (5, 1)
+
+
 def test_names_are_escaped_in_html(tmp_path):
     folder = tmp_path / "s"
     folder.mkdir()
@@ -183,7 +192,7 @@ def test_verdict_and_sentence(scores, baseline, verdict, words):
 def test_several_tasks_need_fewer_seeds():
     scores = np.array([[5.0, 6.0], [7.0, 8.0]])
     comparison = compare("a", scores, "b", scores - 5.0)
-    assert comparison.chance_of_separation == 2 / 6**2  # both tasks separate the same way
+    assert comparison.chance_of_separation == pytest.approx(2 / 6**2)  # both tasks separate the same way
     assert comparison.verdict == "too few seeds"
     assert compare("a", np.tile(scores, (1, 2)), "b", np.tile(scores - 5.0, (1, 2))).verdict == "better"
 

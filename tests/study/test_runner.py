@@ -30,6 +30,16 @@ def run(folder, function="score_is_level", **changes):
     return run_study(PLACE + function, **options)
 
 
+STARTED = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind():
+    yield
+    for process in STARTED:
+        process.kill()  # its workers notice and stop
+
+
 def start(folder, function, seeds=3):
     """Start a study of one variant in a process of its own."""
     code = (
@@ -38,12 +48,14 @@ def start(folder, function, seeds=3):
         f"variants={{'v': {{'level': 1.0}}}}, seeds={seeds}, folder={str(folder)!r}))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    STARTED.append(process)
+    return process
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -126,7 +138,7 @@ def test_a_signal_stops_in_order_and_the_same_command_goes_on(tmp_path, number, 
     wait_for(lambda: (slow / "live.json").exists())
     worker = read_manifest(slow)["pid"]
     process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == code
     assert "3 runs: 1 finished, 1 interrupted, 1 waiting." in output
     assert "The same command goes on from here:" in output
@@ -136,7 +148,7 @@ def test_a_signal_stops_in_order_and_the_same_command_goes_on(tmp_path, number, 
     finished = (folder / "t" / "v" / "seed_0" / "evaluations.csv").stat().st_mtime_ns
     (folder / "go").touch()
     process = start(folder, "slow_after_first")
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert (folder / "t" / "v" / "seed_0" / "evaluations.csv").stat().st_mtime_ns == finished
     assert read_status(slow) == "finished"
 
@@ -149,7 +161,7 @@ def test_a_killed_runner_leaves_no_run_running_for_ever(tmp_path):
     assert read_status(slow) == "running"
     process.kill()
     process.communicate()
-    wait_for(lambda: read_status(slow) == "interrupted", seconds=20)  # the worker notices and stops
+    wait_for(lambda: read_status(slow) == "interrupted")  # the worker notices and stops
 
 
 def test_a_vanished_process_counts_as_interrupted(tmp_path):
