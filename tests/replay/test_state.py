@@ -223,6 +223,6 @@ def test_saved_state_does_not_fit_a_replay_of_other_options(tmp_path: Path) -> N
     history = make_history(0, 9)
     path = tmp_path / "replay.npz"
     make_replay("prioritized", history, alpha=0.1).save(path)
-    with pytest.raises(ValueError, match="has options=.*'alpha': 0.1.*build it with the same options"):
+    with pytest.raises(ValueError, match=r"has options=.*'alpha': 0.1.*build it with the same options"):
         make_replay("prioritized", history, alpha=0.9).load(path)
     assert path.stat().st_mode & 0o777 == 0o644
