@@ -114,7 +114,7 @@ PRESETS: dict[PresetName, tuple[str, ReplayStudy]] = {
         ReplayStudy(
             preset="quickstart",
             env_id=("CartPole-v1", "Acrobot-v1"),
-            seeds=4,
+            seeds=3,
             num_evaluations=8,
             eval_episodes=5,
         ),

@@ -262,5 +262,5 @@ def _place(function: RunFunction) -> str:
     if module.__spec__ is not None:
         return f"{module.__spec__.name}:{name}"
     if not getattr(module, "__file__", None):
-        raise ValueError(f"function must be in a file, got {name} of an interactive session")
+        raise ValueError(f"function must be in a file, got {name} of an interactive interpreter")
     return f"{Path(str(module.__file__)).resolve()}:{name}"
