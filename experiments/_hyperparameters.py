@@ -191,11 +191,11 @@ TUNED_OTHER: Mapping[str, AgentOptions] = {
 # A few minutes for everything on two slow cores: short runs of small networks.
 _QUICK_DQN = dataclasses.replace(
     _TUNED_DQN,
-    total_timesteps=8000,
+    total_timesteps=6000,
     learning_rate=1e-3,
     batch_size=64,
-    buffer_size=8000,
-    learning_starts=500,
+    buffer_size=6000,
+    learning_starts=256,
     train_freq=128,
     gradient_steps=64,
     net_arch=(64, 64),

@@ -114,8 +114,8 @@ PRESETS: dict[PresetName, tuple[str, ReplayStudy]] = {
         ReplayStudy(
             preset="quickstart",
             env_id=("CartPole-v1", "Acrobot-v1"),
-            seeds=3,
-            num_evaluations=8,
+            seeds=4,
+            num_evaluations=6,
             eval_episodes=5,
         ),
     ),

@@ -103,7 +103,7 @@ class Replay(ReplayBuffer):
         memmap_path: str | Path | None = None,
         seed: int | np.random.SeedSequence | None = None,
     ) -> None:
-        if not isinstance(n_steps, int) or n_steps < 1:
+        if n_steps < 1 or n_steps != int(n_steps):
             raise ValueError(f"n_steps must be a whole number of at least 1, got {n_steps}.")
         if gamma is not None and not 0.0 < gamma <= 1.0:
             raise ValueError(f"gamma must be in (0, 1], got {gamma}.")

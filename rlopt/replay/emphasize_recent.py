@@ -55,7 +55,8 @@ class EmphasizeRecentSampler(Sampler):
         if self.phase_length == 0:
             return self.storage.capacity
         share: float = self.eta ** (min(k, self.phase_length) * 1000.0 / self.phase_length)
-        return max(int(self.storage.capacity * share), self.config.min_range)
+        least: int = self.config.min_range
+        return max(int(self.storage.capacity * share), least)
 
     def draw(self, batch_size: int) -> Draw:
         """Choose a batch."""
