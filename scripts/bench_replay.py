@@ -13,6 +13,7 @@ Commands:
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import platform
@@ -126,7 +127,8 @@ def operations(buffers: list[Buffer], batch_size: int) -> dict[str, Callable[[],
     """Return one call per buffer: `add` for batch size 0, else `sample`, with `update` where there are priorities."""
 
     def add(buffer: Buffer) -> Callable[[], object]:
-        return lambda: buffer.add(7)
+        places = itertools.cycle(range(len(buffer.data.rewards)))  # a trajectory: each observation continues the last one
+        return lambda: buffer.add(next(places))
 
     def sample(buffer: Buffer) -> Callable[[], object]:
         td_errors = np.random.default_rng(0).exponential(size=batch_size).astype(np.float32) + 0.1
