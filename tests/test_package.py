@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replay": set(),
     "optim": set(),
     "nn": set(),
-    "sysid": set(),
+    "sysid": {"replay"},  # estimators learn from replays, and "backwards" is defined there
     "data": set(),
     "rlopt_envs": set(),
     "agents": {"replay", "optim", "nn"},

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rlopt.replay.buffer import Replay
 from rlopt.replay.sampler import Draw, Sampler
+from rlopt.replay.windows import newest_first
 
 Restart = Literal["on_new_data", "on_exhausted"]
 
@@ -72,7 +73,7 @@ class ReverseSampler(Sampler):
         if self.config.respect_episodes:
             count = min(count, int(storage.num_steps(newest, "older", within_episode=True)[0]) + 1)
         self.cursor[stream] = cursor - count
-        return Draw(storage.step(newest, -np.arange(count)), uniform=False)
+        return Draw(storage.step(newest, newest_first(count)), uniform=False)
 
     def clear(self) -> None:
         """Forget the sweeps."""

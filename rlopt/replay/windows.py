@@ -13,6 +13,18 @@ WindowDirection = Literal["back", "forward", "centre", "random"]
 DIRECTIONS: tuple[str, ...] = get_args(WindowDirection)
 
 
+def newest_first(count: int) -> NDArray[np.int64]:
+    """Offsets from the newest transition of `count` transitions that are learned from backwards: [0, -1, ..., 1 - count].
+
+    What "backwards" means stands here once: the reverse and introspective replays and the estimators of `rlopt.sysid` use it.
+
+    Example:
+        >>> newest_first(3).tolist()
+        [0, -1, -2]
+    """
+    return -np.arange(count)
+
+
 def window(
     storage: TransitionStorage,
     pivot: int,
@@ -63,5 +75,5 @@ def window(
     else:
         low = max(min(low, stream_length - length), 0)
         high = min(low + length, stream_length) - 1
-    places = np.arange(low, high + 1) if direction == "forward" else np.arange(high, low - 1, -1)
+    places = np.arange(low, high + 1) if direction == "forward" else high + newest_first(high - low + 1)
     return storage.to_slots(places * stride + stream)
