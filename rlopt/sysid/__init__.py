@@ -1,0 +1,44 @@
+"""Estimators for dynamical systems and Q-functions from one trajectory, with the limits to measure them by."""
+
+from rlopt.sysid.estimator import Estimator, History
+from rlopt.sysid.generalized_linear import GLMtron, QuasiNewton
+from rlopt.sysid.least_squares import LeastSquares
+from rlopt.sysid.limits import (
+    frobenius_error,
+    frobenius_limit,
+    nonlinear_frobenius_limit,
+    operator_error,
+    operator_limit,
+    prediction_limit,
+    prediction_risk,
+)
+from rlopt.sysid.links import make_link
+from rlopt.sysid.replay_sgd import SGDReplay, SGDReverseReplay
+from rlopt.sysid.sgd import SGD, ParallelSGD, SGDDataDrop
+from rlopt.sysid.step_size import step_size_from_rule
+from rlopt.sysid.trajectory import Trajectory, rollout, trajectories_of_replay
+
+__all__ = [
+    "SGD",
+    "Estimator",
+    "GLMtron",
+    "History",
+    "LeastSquares",
+    "ParallelSGD",
+    "QuasiNewton",
+    "SGDDataDrop",
+    "SGDReplay",
+    "SGDReverseReplay",
+    "Trajectory",
+    "frobenius_error",
+    "frobenius_limit",
+    "make_link",
+    "nonlinear_frobenius_limit",
+    "operator_error",
+    "operator_limit",
+    "prediction_limit",
+    "prediction_risk",
+    "rollout",
+    "step_size_from_rule",
+    "trajectories_of_replay",
+]
