@@ -4,6 +4,7 @@ from rlopt.sysid.estimator import Estimator, History
 from rlopt.sysid.generalized_linear import GLMtron, QuasiNewton
 from rlopt.sysid.least_squares import LeastSquares
 from rlopt.sysid.limits import (
+    errors_and_ratios,
     frobenius_error,
     frobenius_limit,
     nonlinear_frobenius_limit,
@@ -30,6 +31,7 @@ __all__ = [
     "SGDReplay",
     "SGDReverseReplay",
     "Trajectory",
+    "errors_and_ratios",
     "frobenius_error",
     "frobenius_limit",
     "make_link",

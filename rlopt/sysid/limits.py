@@ -84,6 +84,42 @@ def operator_limit(
     return np.linalg.norm(left @ draws @ right, ord=2, axis=(-2, -1)).mean() / np.sqrt(np.asarray(num_samples, np.float64))
 
 
+def errors_and_ratios(
+    estimate: ArrayLike, truth: ArrayLike, noise_cov: ArrayLike, covariance: ArrayLike, num_samples: int
+) -> dict[str, float]:
+    """Return the three errors of an estimate of a linear system, each also divided by its limit.
+
+    Args:
+        estimate: A, shape (d, d).
+        truth: A*, shape (d, d).
+        noise_cov: S, shape (d, d).
+        covariance: G, shape (d, d).
+        num_samples: T.
+
+    Returns:
+        "operator", "frobenius" (norms of A - A*) and "prediction" (excess risk), and the same names with "_ratio": about 1 for
+        least squares. The square of a ratio of norms compares with the ratio of risks.
+
+    Example:
+        >>> found = errors_and_ratios([[0.51]], [[0.5]], [[1.0]], [[4.0 / 3.0]], 7500)
+        >>> {name: round(value, 6) for name, value in found.items() if name.startswith(("frobenius", "prediction"))}
+        {'frobenius': 0.01, 'frobenius_ratio': 1.0, 'prediction': 0.000133, 'prediction_ratio': 1.0}
+    """
+    matrix = np.asarray(truth, np.float64)
+    pairs = {
+        "operator": (operator_error(estimate, matrix), operator_limit(noise_cov, covariance, num_samples)),
+        "frobenius": (frobenius_error(estimate, matrix), frobenius_limit(noise_cov, covariance, num_samples)),
+        "prediction": (
+            prediction_risk(estimate, matrix, covariance),
+            prediction_limit(noise_cov, len(matrix), num_samples),
+        ),
+    }
+    found = {}
+    for name, (error, limit) in pairs.items():
+        found[name], found[f"{name}_ratio"] = float(error), float(error / limit)
+    return found
+
+
 def nonlinear_frobenius_limit(
     matrix: ArrayLike,
     states: ArrayLike,
