@@ -97,24 +97,28 @@ def _status(folder: Path, console: Console) -> int:
 
 def _compare(folder_a: Path, folder_b: Path, console: Console) -> None:
     """Print final scores of A and B and the probability that B is better, for each shared task and variant."""
-    from rlopt.study.comparison import compare
+    from rlopt.study.comparison import VERDICTS, compare
+    from rlopt.study.record import check_comparable
     from rlopt.study.results import read_results
 
     a, b = read_results(folder_a), read_results(folder_b)
+    check_comparable(folder_a, a.record, folder_b, b.record)
     table = Table("task", "variant", "IQM of A [95 %]", "IQM of B [95 %]", "P(B better)", "verdict on B", box=None)
     for task in a.record.tasks:
         for variant in a.variants(task.name):
             if variant not in b.variants(task.name):
                 continue
-            result = compare("B", b.finals(task.name, variant), "A", a.finals(task.name, variant))
+            result = compare("B", b.finals(task.name, variant), "A", a.finals(task.name, variant), task.goal)
             cells = (result.baseline_score, result.score, result.improvement)
             shown = [f"{float(i.estimate):.4g} [{float(i.low):.4g}, {float(i.high):.4g}]" for i in cells]
-            words = {"unclear": "no difference shown", "too few seeds": "too few seeds to tell"}
-            table.add_row(task.name, variant, *shown, words.get(result.verdict, result.verdict))
+            table.add_row(task.name, variant, *shown, VERDICTS.get(result.verdict, result.verdict))
     if not table.row_count:
         raise ValueError(f"{folder_a} and {folder_b} must share a task and variant with finished runs, they share none")
     console.print(f"A: {folder_a}\nB: {folder_b}", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
+    lower = [task.name for task in a.record.tasks if task.goal == "minimize"]
+    if lower:
+        console.print(f"Lower is better on {', '.join(lower)}.", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ def ar_chain(
     return path
 
 
-@numba.njit  # type: ignore[untyped-decorator]
-def _accumulate(path: FloatArray, start: int, stop: int, decay: float, epsilon: float) -> None:
+@numba.njit(cache=True)
+def _accumulate(path: FloatArray, start: int, stop: int, decay: float, epsilon: float) -> None:  # pragma: no cover
     """Turn the noise in rows `start` to `stop - 1` into states, in place; row 0 is the first state."""
     for row in range(max(start, 1), stop):
         for column in range(path.shape[1]):

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlopt.study.grid import Task
 from rlopt.study.runner import run_study
 from rlopt.study.runs import Recorder
 from rlopt.study.statistics import (
@@ -39,6 +38,7 @@ from rlopt.study.statistics import (
     probability_of_improvement,
     sample_efficiency,
 )
+from rlopt.study.task import Task
 
 __all__ = [
     "Interval",

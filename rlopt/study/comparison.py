@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlopt.study.statistics import Interval, bootstrap_interval, iqm, probability_of_improvement
+from rlopt.study.task import Goal
 
 FloatArray = NDArray[np.float64]
+
+# Verdicts in words, for tables; those not named here are words already.
+VERDICTS = {"unclear": "no difference shown", "too few seeds": "too few seeds to tell"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Comparison:
         improvement: Probability that a run of the variant beats one of the baseline, with interval.
         num_seeds: Seeds of the variant and of the baseline.
         num_tasks: Tasks that the scores are from.
+        goal: Whether high scores are good ("maximize") or low ones ("minimize").
     """
 
     variant: str
@@ -35,6 +40,7 @@ class Comparison:
     improvement: Interval
     num_seeds: tuple[int, int]
     num_tasks: int
+    goal: Goal = "maximize"
 
     @property
     def chance_of_separation(self) -> float:
@@ -50,11 +56,20 @@ class Comparison:
         """
         if self.chance_of_separation > 0.05:
             return "too few seeds"
-        if self.improvement.low > 0.5 and self.score.low > self.baseline_score.high:
+        if self.improvement.low > 0.5 and self._apart == "better":
             return "better"
-        if self.improvement.high < 0.5 and self.score.high < self.baseline_score.low:
+        if self.improvement.high < 0.5 and self._apart == "worse":
             return "worse"
         return "unclear"
+
+    @property
+    def _apart(self) -> str:
+        """Where the interval of the IQM lies: `better` or `worse` than that of the baseline, or `overlap`."""
+        if self.score.low > self.baseline_score.high:
+            return "better" if self.goal == "maximize" else "worse"
+        if self.score.high < self.baseline_score.low:
+            return "worse" if self.goal == "maximize" else "better"
+        return "overlap"
 
     def sentence(self) -> str:
         """Return the result in words."""
@@ -63,6 +78,8 @@ class Comparison:
         names = f"{self.variant} against {self.baseline}"
         verdict = self.verdict
         if verdict in ("better", "worse"):
+            if self.goal == "minimize":
+                verdict += " (lower)" if verdict == "better" else " (higher)"
             return f"{names}: {verdict}; {numbers}, and the intervals of the IQMs do not overlap."
         if verdict == "too few seeds":
             return (
@@ -74,7 +91,7 @@ class Comparison:
                 f"{names}: no difference of the scores was shown, the intervals of the IQMs overlap; the order of the "
                 f"runs points to {'better' if low > 0.5 else 'worse'} ({numbers})."
             )
-        if self.score.low > self.baseline_score.high or self.score.high < self.baseline_score.low:
+        if self._apart != "overlap":
             return f"{names}: no difference was shown, the interval holds 0.5 ({numbers})."
         return f"{names}: no difference was shown, the intervals overlap ({numbers})."
 
@@ -92,7 +109,7 @@ def summary(comparisons: Sequence[Comparison]) -> list[str]:
     return [comparison.sentence() for comparison in comparisons]
 
 
-def compare(variant: str, scores: FloatArray, baseline: str, baseline_scores: FloatArray) -> Comparison:
+def compare(variant: str, scores: FloatArray, baseline: str, baseline_scores: FloatArray, goal: Goal = "maximize") -> Comparison:
     """Compare final scores.
 
     Args:
@@ -100,13 +117,15 @@ def compare(variant: str, scores: FloatArray, baseline: str, baseline_scores: Fl
         scores: Its scores, shape (seeds,) or (seeds, tasks).
         baseline: Name of the baseline.
         baseline_scores: Its scores, the same tasks.
+        goal: Whether high scores are good ("maximize") or low ones ("minimize").
     """
     return Comparison(
         variant=variant,
         baseline=baseline,
         score=bootstrap_interval(scores, iqm),
         baseline_score=bootstrap_interval(baseline_scores, iqm),
-        improvement=probability_of_improvement(scores, baseline_scores),
+        improvement=probability_of_improvement(scores, baseline_scores, goal=goal),
         num_seeds=(len(scores), len(baseline_scores)),
         num_tasks=1 if scores.ndim == 1 else scores.shape[1],
+        goal=goal,
     )

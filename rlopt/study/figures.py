@@ -9,16 +9,17 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from rlopt.study.statistics import Interval, performance_profile
+from rlopt.study.task import Task
 
 FloatArray = NDArray[np.float64]
 
@@ -68,8 +69,8 @@ class Curve(NamedTuple):
     scores: FloatArray
 
 
-def learning_curves(curves: Mapping[str, Curve], style: Mapping[str, Style], threshold: float | None) -> str:
-    """Draw the IQM over seeds against steps, with its band; a thin line marks the score that counts as solved."""
+def learning_curves(curves: Mapping[str, Curve], style: Mapping[str, Style], task: Task) -> str:
+    """Draw the IQM over seeds against steps, with its band; thin lines mark the references and what counts as solved."""
     with rc_context(_SETTINGS):
         figure, axes = _new(7.6, 4.0)
         for variant, curve in curves.items():
@@ -80,20 +81,25 @@ def learning_curves(curves: Mapping[str, Curve], style: Mapping[str, Style], thr
                 curve.steps, curve.band.estimate, color=color, linestyle=line, marker=marker, markevery=every,
                 markersize=5, linewidth=1.8, label=variant,
             )  # fmt: skip
-        if threshold is not None:
-            axes.axhline(threshold, color="#777777", linewidth=0.8)
+        if task.high is not None:
+            axes.axhline(task.high, color="#777777", linewidth=0.8)
             axes.annotate(
-                "solved", (0.0, threshold), xycoords=("axes fraction", "data"), xytext=(3, 2),
+                "solved", (0.0, task.high), xycoords=("axes fraction", "data"), xytext=(3, 2),
                 textcoords="offset points", ha="left", va="bottom", fontsize=8, color="#555555",
             )  # fmt: skip
-        axes.set_xlabel("environment steps")
-        axes.set_ylabel("evaluation score")
+        for name in task.references:
+            _reference(axes, task, name, first_step=min(float(curve.steps[0]) for curve in curves.values()))
+        axes.set_xlabel(task.step_name)
+        axes.set_ylabel(_score_label(task.score_name, task))
+        if task.log_scale:
+            _logarithmic(axes, "x")
+            _logarithmic(axes, "y")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _legend_outside(axes)
         return _svg(figure)
 
 
-def seed_points(finals: Mapping[str, FloatArray], intervals: Mapping[str, Interval], style: Mapping[str, Style]) -> str:
+def seed_points(finals: Mapping[str, FloatArray], intervals: Mapping[str, Interval], style: Mapping[str, Style], task: Task) -> str:
     """Draw the final score of every seed, and beside them the IQM with its interval."""
     with rc_context(_SETTINGS):
         figure, axes = _new(7.6, 0.9 + 0.5 * len(finals))
@@ -104,7 +110,18 @@ def seed_points(finals: Mapping[str, FloatArray], intervals: Mapping[str, Interv
             axes.plot(ordered, heights, marker, color=color, markersize=5, alpha=0.75, linestyle="none", mew=0)
             _interval(axes, row + 0.14, intervals[variant], style[variant])
         _rows(axes, list(finals))
-        axes.set_xlabel("final score: single seeds above, IQM with 95 % interval below")
+        for name in task.references:
+            value = task.reference(name, task.total_steps)
+            if value is not None:
+                axes.axvline(value, color="#777777", linewidth=0.8)
+                axes.annotate(
+                    name, (value, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 1), textcoords="offset points",
+                    ha="left", va="bottom", fontsize=8, color="#555555",
+                )  # fmt: skip
+        if task.log_scale:
+            _logarithmic(axes, "x")
+        name = "score" if task.score_name == "evaluation score" else task.score_name
+        axes.set_xlabel(_score_label(f"final {name}", task))
         return _svg(figure)
 
 
@@ -159,6 +176,40 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(7))
+
+
+def _score_label(name: str, task: Task) -> str:
+    return name if task.goal == "maximize" else f"{name} (lower is better)"
+
+
+def _reference(axes: Axes, task: Task, name: str, first_step: float) -> None:
+    """Draw a reference line from the first evaluation on, with its name beside the middle, away from the line."""
+    steps = np.array([step for step, _ in task.references[name]])
+    begin, end = max(first_step, steps[0]), steps[-1]
+    if begin >= end:
+        return
+    middle = np.sqrt(begin * end) if task.log_scale else (begin + end) / 2
+    drawn = [begin, *steps[(steps > begin) & (steps < end)], end]
+    heights = np.array([task.reference(name, step) for step in drawn], dtype=np.float64)
+    axes.plot(drawn, heights, color="#444444", linewidth=1.0, zorder=1.5)
+    falling = heights[0] > heights[-1]
+    axes.annotate(
+        name, (middle, task.reference(name, middle)), xytext=(-10 if falling else 0, -8 if falling else 2),
+        textcoords="offset points", ha="right" if falling else "center", va="top" if falling else "bottom", fontsize=8,
+        color="#555555",
+    )  # fmt: skip
+
+
+def _logarithmic(axes: Axes, side: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with at least two labelled ticks however short it is."""
+    axis = axes.xaxis if side == "x" else axes.yaxis
+    (axes.set_xscale if side == "x" else axes.set_yscale)("log")
+    low, high = sorted(axis.get_view_interval())
+    decades = np.log10(high / low)
+    subs = (1.0,) if decades > 3.5 else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 3.0, 5.0, 7.0)
+    axis.set_major_locator(MaxNLocator(6) if decades < 0.5 else LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend_outside(axes: Axes) -> None:

@@ -1,41 +1,14 @@
-"""What a study consists of: tasks, variants and seeds, and the runs that they make."""
+"""The grid of a study: the runs that tasks, variants and seeds make."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Task:
-    """A problem that every variant is run on.
-
-    Args:
-        name: Name in tables and folders, for instance an environment id.
-        total_steps: Steps of one run, >= 1; the progress display counts in them.
-        config: Options of the run that all variants share.
-        low: Score of an agent that knows nothing, normalised to 0. None: the lowest evaluation in the study.
-        high: Score at which the task counts as solved, normalised to 1; above `low`. None: the highest evaluation.
-    """
-
-    name: str
-    total_steps: int
-    config: Mapping[str, Any] = field(default_factory=dict)
-    low: float | None = None
-    high: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("name of a task must not be empty")
-        if self.total_steps < 1:
-            raise ValueError(f"total_steps of task {self.name} must be >= 1, got {self.total_steps}")
-        if (self.low is None) != (self.high is None):
-            raise ValueError(f"low and high of task {self.name} must be given together, got {self.low} and {self.high}")
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"low of task {self.name} must be below high, got {self.low} and {self.high}")
+from rlopt.study.task import Task
 
 
 @dataclass(frozen=True)

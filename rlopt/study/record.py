@@ -10,21 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rlopt.study.files import read_json, write_json
-from rlopt.study.grid import Task
 from rlopt.study.runs import now
+from rlopt.study.task import Task
 
 if sys.platform != "win32":
     import fcntl
-
-
-@dataclass(frozen=True)
-class TaskRecord:
-    """What the report needs to know about a task; see `Task`."""
-
-    name: str
-    total_steps: int
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -32,13 +22,13 @@ class StudyRecord:
     """Content of `study.json`.
 
     Args:
-        tasks: All tasks that were ever part of the study, in order.
+        tasks: All tasks that were ever part of the study, in order; without `config`, which is in the folders of the runs.
         variants: All variants, in order.
         baseline: The variant that the others are compared with.
         commands: Time and command of each start.
     """
 
-    tasks: tuple[TaskRecord, ...]
+    tasks: tuple[Task, ...]
     variants: tuple[str, ...]
     baseline: str
     commands: tuple[tuple[str, str], ...]
@@ -58,23 +48,22 @@ def read_study(folder: Path) -> StudyRecord:
     content = read_json(path)
     try:
         return StudyRecord(
-            tasks=tuple(TaskRecord(**task) for task in content["tasks"]),
+            tasks=tuple(Task(**task) for task in content["tasks"]),
             variants=tuple(content["variants"]),
             baseline=content["baseline"],
             commands=tuple((entry["time"], entry["command"]) for entry in content["commands"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must hold tasks, variants, baseline and commands, got a problem with {error}") from None
 
 
 def update_study(folder: Path, tasks: Sequence[Task], variants: Sequence[str], baseline: str | None, command: str) -> None:
     """Add tasks, variants and a command to the record, or begin one; without a baseline the one on record stays."""
     old = read_study(folder) if (folder / "study.json").exists() else None
-    records: dict[str, TaskRecord] = {task.name: task for task in old.tasks} if old else {}
-    records.update({task.name: TaskRecord(task.name, task.total_steps, task.low, task.high) for task in tasks})
+    known = {task.name: task for task in [*(old.tasks if old else ()), *tasks]}
     names = list(dict.fromkeys([*(old.variants if old else ()), *variants]))
     content: dict[str, Any] = {
-        "tasks": [vars(record) for record in records.values()],
+        "tasks": [task.record() for task in known.values()],
         "variants": names,
         "baseline": baseline or (old.baseline if old else names[0]),
         "commands": [
@@ -83,6 +72,23 @@ def update_study(folder: Path, tasks: Sequence[Task], variants: Sequence[str], b
         ],
     }
     write_json(folder / "study.json", content)
+
+
+def check_comparable(folder_a: Path, a: StudyRecord, folder_b: Path, b: StudyRecord) -> None:
+    """Refuse studies whose final scores mean different things.
+
+    Raises:
+        ValueError: If a task of both has another `goal`, `score_name` or `final_evaluations` in one than in the other.
+    """
+    of_b = {task.name: task for task in b.tasks}
+    for task in a.tasks:
+        for field in ("goal", "score_name", "final_evaluations"):
+            other = getattr(of_b.get(task.name, task), field)
+            if getattr(task, field) != other:
+                raise ValueError(
+                    f"{folder_a} and {folder_b} must agree about {task.name} to be compared, but its {field} is "
+                    f"{getattr(task, field)} in the first and {other} in the second"
+                )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rlopt.study import document, figures, sections
+from rlopt.study import document, figures, provenance, sections
 from rlopt.study.files import write_text
 from rlopt.study.results import read_results
 
@@ -22,19 +22,21 @@ def report(study: Path | str) -> Path:
         Path of `report.html`.
 
     Raises:
-        ValueError: If the folder is not one of a study, or no run of it is finished.
+        ValueError: If the folder is not one of a study, or no run of it is finished, or a
+            score cannot be shown on the logarithmic scale of its task.
     """
     results = read_results(Path(study))
     if not any(results.variants(task.name) for task in results.record.tasks):
         raise ValueError(f"{study} must hold a finished run to report on, got none of {len(results.runs)}")
+    results.check_scores()
     style = figures.styles(results.record.variants)
     blocks = [
         *sections.opening(results),
         *(block for task in results.record.tasks for block in sections.task(results, task, style)),
         *sections.aggregate(results, style),
-        *sections.cost(results),
-        *sections.status(results),
-        *sections.method(results),
+        *provenance.cost(results),
+        *provenance.status(results),
+        *provenance.method(results),
     ]
     folder = results.folder / "figures"
     shutil.rmtree(folder, ignore_errors=True)  # drawings of a larger, earlier report

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from rlopt.study.display import Display, Snapshot, make_display
-from rlopt.study.grid import Run, Task, expand
+from rlopt.study.grid import Run, expand
 from rlopt.study.machine import command_line
 from rlopt.study.record import lock_study, update_study
 from rlopt.study.runs import (
@@ -32,6 +32,7 @@ from rlopt.study.runs import (
     summarise,
     update_manifest,
 )
+from rlopt.study.task import Task
 from rlopt.study.worker import RunFunction
 
 # Every library that would start threads of its own is told to use one: with as many runs as cores more only slow down.

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlopt.study.task import Goal
+
 FloatArray = NDArray[np.float64]
 Statistic = Callable[[Any], float]
 
@@ -96,13 +98,14 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> FloatArray:
     return np.asarray(above / ordered.size, dtype=np.float64)
 
 
-def sample_efficiency(steps: ArrayLike, curves: ArrayLike, threshold: float) -> FloatArray:
-    """Return for each run the first step at which its evaluation is at least `threshold`.
+def sample_efficiency(steps: ArrayLike, curves: ArrayLike, threshold: float, goal: Goal = "maximize") -> FloatArray:
+    """Return for each run the first step at which its evaluation is at least `threshold`, at most for "minimize".
 
     Args:
         steps: Steps of the evaluations, shape (checkpoints,), increasing.
         curves: Evaluations, shape (seeds, checkpoints).
         threshold: The score to reach.
+        goal: Whether high evaluations are good ("maximize") or low ones ("minimize").
 
     Returns:
         Array of shape (seeds,); infinity for a run that never reached it.
@@ -114,7 +117,7 @@ def sample_efficiency(steps: ArrayLike, curves: ArrayLike, threshold: float) -> 
             f"curves must have shape (seeds, checkpoints) with one step per checkpoint, "
             f"got curves {values.shape} and steps {times.shape}"
         )
-    reached = values >= threshold  # (seeds, checkpoints)
+    reached = values >= threshold if goal == "maximize" else values <= threshold  # (seeds, checkpoints)
     return np.where(reached.any(axis=1), times[reached.argmax(axis=1)], np.inf)
 
 
@@ -179,11 +182,12 @@ def probability_of_improvement(
     confidence: float = 0.95,
     repetitions: int = 50_000,
     seed: int = 0,
+    goal: Goal = "maximize",
 ) -> Interval:
     """Return the probability that a random run of X beats a random run of Y, with its bootstrap interval.
 
-    For one task it is the Mann-Whitney statistic P(X > Y) + P(X = Y) / 2 over all pairs of seeds; several tasks are
-    averaged. The bootstrap resamples the seeds of X and of Y within each task.
+    For one task it is the Mann-Whitney statistic P(X > Y) + P(X = Y) / 2 over all pairs of seeds, with X < Y for "minimize";
+    several tasks are averaged. The bootstrap resamples the seeds of X and of Y within each task.
 
     Args:
         x: Scores of shape (seeds of x,) or (seeds of x, tasks).
@@ -191,6 +195,7 @@ def probability_of_improvement(
         confidence: Probability content of the interval, in (0, 1).
         repetitions: Number of resampled data sets, >= 1.
         seed: Seed of the resampling.
+        goal: Whether high scores are good ("maximize") or low ones ("minimize").
 
     Returns:
         Estimate, lower and upper end. The difference between X and Y is not shown as long as the interval holds 0.5.
@@ -207,7 +212,8 @@ def probability_of_improvement(
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"x and y must have the same tasks, got {first.shape[1]} and {second.shape[1]} columns")
     (num_x, num_tasks), num_y = first.shape, second.shape[0]
-    wins = (first[:, np.newaxis] > second) + 0.5 * (first[:, np.newaxis] == second)  # (seeds x, seeds y, tasks)
+    lead = (first[:, np.newaxis] - second) * (1.0 if goal == "maximize" else -1.0)  # (seeds x, seeds y, tasks)
+    wins = (lead > 0.0) + 0.5 * (lead == 0.0)
     rng = np.random.default_rng(seed)
     draws = np.zeros(repetitions)
     for task in range(num_tasks):

@@ -8,33 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import rows, write_run
 
 from rlopt.__main__ import main
-from rlopt.study import Recorder, Task, report
+from rlopt.study import Task, report
 from rlopt.study.comparison import compare
 from rlopt.study.figures import styles
-from rlopt.study.files import write_json
 from rlopt.study.record import update_study
 from rlopt.study.results import align, final_score, read_results
 from rlopt.study.runs import update_manifest
-
-MADE = {
-    "versions": {"python": "3.11.7", "torch": "2.13.0"},
-    "machine": {"system": "Linux x86_64", "cpu": "Test CPU", "cores": 2, "memory_gib": 8.0},
-    "git_commit": "0123abc",
-}
-
-
-def write_run(study, task, variant, seed, finals, status="finished", **manifest):
-    """A run with evaluations 10, 20, ... whose scores are 0, ..., 0, then the finals."""
-    folder = study / task / variant / f"seed_{seed}"
-    folder.mkdir(parents=True)
-    write_json(folder / "config.json", {"task": task, "variant": variant, "seed": seed})
-    recorder = Recorder(folder)
-    scores = [0.0] * (20 - len(finals)) + list(finals)
-    for index, score in enumerate(scores):
-        recorder.evaluation(10 * (index + 1), score)
-    update_manifest(folder, status=status, wall_seconds=10.0 + seed, cpu_seconds=9.0, error=None, **MADE, **manifest)
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +48,6 @@ def text(reported):
 @pytest.fixture
 def study(reported, tmp_path):
     return Path(shutil.copytree(reported, tmp_path / "known"))
-
-
-def rows(markdown, heading):
-    """Cells of the first table after a heading, by first column."""
-    lines = markdown.split(heading, 1)[1].splitlines()
-    first = next(index for index, line in enumerate(lines) if line.startswith("|"))
-    table = lines[first : next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))]
-    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table]
-    return {row[0]: row[1:] for row in cells[2:]}
 
 
 def test_final_scores_are_the_mean_of_the_last_tenth(text):
