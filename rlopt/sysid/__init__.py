@@ -14,10 +14,12 @@ from rlopt.sysid.limits import (
     prediction_risk,
 )
 from rlopt.sysid.links import make_link
+from rlopt.sysid.q_learning import QHistory, QLearning, QLearningReplay, QRex, QRexDaRe
 from rlopt.sysid.replay_sgd import SGDReplay, SGDReverseReplay
 from rlopt.sysid.sgd import SGD, ParallelSGD, SGDDataDrop
 from rlopt.sysid.step_size import step_size_from_rule
 from rlopt.sysid.trajectory import Trajectory, rollout, trajectories_of_replay
+from rlopt.sysid.transitions import Transitions, collect, tabular_features
 
 __all__ = [
     "SGD",
@@ -26,11 +28,18 @@ __all__ = [
     "History",
     "LeastSquares",
     "ParallelSGD",
+    "QHistory",
+    "QLearning",
+    "QLearningReplay",
+    "QRex",
+    "QRexDaRe",
     "QuasiNewton",
     "SGDDataDrop",
     "SGDReplay",
     "SGDReverseReplay",
     "Trajectory",
+    "Transitions",
+    "collect",
     "errors_and_ratios",
     "frobenius_error",
     "frobenius_limit",
@@ -42,5 +51,6 @@ __all__ = [
     "prediction_risk",
     "rollout",
     "step_size_from_rule",
+    "tabular_features",
     "trajectories_of_replay",
 ]
