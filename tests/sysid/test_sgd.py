@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -88,11 +90,12 @@ def test_history_is_what_fit_returns_on_the_first_samples() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_stream_in_pieces_equals_fit(seed: int) -> None:
+@pytest.mark.parametrize("kind", [SGD, partial(SGDDataDrop, spacing=7), partial(ParallelSGD, num_chains=7)])
+def test_stream_in_pieces_equals_fit(kind: Callable[..., SGD], seed: int) -> None:
     rng = np.random.default_rng(seed)
     states = small_system(seed, 500)
-    whole = SGD(step_size="1/(2R)").fit(states)
-    stream = SGD(step_size="1/(2R)", num_samples=500)
+    whole = kind(step_size="1/(2R)").fit(states)
+    stream = kind(step_size="1/(2R)", num_samples=500)
     cuts = np.unique(np.r_[0, rng.integers(30, 500, 4), 500])
     for begin, end in itertools.pairwise(cuts):
         stream.partial_fit((states[begin:end], states[begin + 1 : end + 1]))
