@@ -81,3 +81,12 @@ def test_errors_by_hand_and_of_several_estimates_at_once() -> None:
         operator_error(np.zeros((3, 2)), np.eye(2))
     with pytest.raises(ValueError, match="estimator must be 'surrogate' or 'least_squares', got 'mle'"):
         nonlinear_frobenius_limit(np.eye(2), np.ones((5, 2)), 1.0, 10, estimator="mle")
+
+
+def test_nonlinear_limits_of_one_state_by_hand() -> None:
+    # For a law that is symmetric about 0 and slope 1/2 below it: E phi' x^2 = 3/4 G, E phi'^2 x^2 = 5/8 G.
+    states = np.array([[1.0], [-1.0], [2.0], [-2.0]])  # G = 2.5
+    surrogate = nonlinear_frobenius_limit([[0.5]], states, 3.0, 10, slope=0.5)
+    least = nonlinear_frobenius_limit([[0.5]], states, 3.0, 10, slope=0.5, estimator="least_squares")
+    assert surrogate**2 == pytest.approx(3 * 2.5 / (0.75 * 2.5) ** 2 / 10)
+    assert least**2 == pytest.approx(3 / (0.625 * 2.5) / 10)
