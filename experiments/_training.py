@@ -50,10 +50,11 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
     agent.logger.close()
 
 
-def make_agent(config: dict[str, Any], seed: int) -> OffPolicyAlgorithm:
-    """Build the agent of a run."""
-    env = Monitor(gym.make(config["env_id"]))
+def make_agent(config: dict[str, Any], seed: int, env: gym.Env[Any, Any] | None = None) -> OffPolicyAlgorithm:
+    """Build the agent of a run, in the environment `env_id` unless one is given."""
+    env = Monitor(gym.make(config["env_id"]) if env is None else env)
     options = dict(config["options"])
+    policy = dict(options.pop("policy_kwargs", {}))
     widths = options.pop("net_arch", None)
     noise = options.pop("action_noise", None)
     if noise is not None:
@@ -67,15 +68,45 @@ def make_agent(config: dict[str, Any], seed: int) -> OffPolicyAlgorithm:
         env,
         replay_buffer_class=REPLAYS[config["replay"]].replay_class,
         replay_buffer_kwargs=dict(config["replay_options"]),
-        policy_kwargs=None if widths is None else {"net_arch": list(widths)},
+        policy_kwargs=policy if widths is None else {**policy, "net_arch": list(widths)},
         seed=seed,
         device=config["device"],
         **options,
     )
 
 
-class Evaluation(BaseCallback):
-    """Evaluates the deterministic policy at equal distances and stops training after exactly the wanted steps.
+class PeriodicEvaluation(BaseCallback):
+    """Evaluates at equal distances and stops training after exactly the wanted steps.
+
+    Args:
+        recorder: Where progress and scores go.
+        total_timesteps: Steps of the run.
+        num_evaluations: How many, the last one after the last step.
+    """
+
+    def __init__(self, recorder: Recorder, *, total_timesteps: int, num_evaluations: int) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._total_timesteps = total_timesteps
+        points = np.linspace(0, total_timesteps, num_evaluations + 1)[1:]
+        self._points = list(dict.fromkeys(int(point) for point in np.ceil(points)))
+
+    def evaluate(self) -> float:
+        """Return the score of the agent as it is; what else there is to say goes to the logger."""
+        raise NotImplementedError
+
+    def _on_step(self) -> bool:
+        self._recorder.progress(self.num_timesteps)
+        if self._points and self.num_timesteps >= self._points[0]:
+            self._points.pop(0)
+            self._recorder.evaluation(self.num_timesteps, self.evaluate())
+            self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+            self.logger.dump(self.num_timesteps)
+        return self.num_timesteps < self._total_timesteps
+
+
+class Evaluation(PeriodicEvaluation):
+    """Plays episodes with the deterministic policy.
 
     Everything random in it comes from environments and seeds of its own, so that training is the same with any number of
     evaluations, and all replays of one seed meet the same episodes.
@@ -99,25 +130,16 @@ class Evaluation(BaseCallback):
         num_episodes: int,
         seed: int,
     ) -> None:
-        super().__init__()
-        self._recorder = recorder
+        super().__init__(recorder, total_timesteps=total_timesteps, num_evaluations=num_evaluations)
         self._envs = [gym.make(env_id) for _ in range(num_episodes)]
-        self._total_timesteps = total_timesteps
-        points = np.linspace(0, total_timesteps, num_evaluations + 1)[1:]
-        self._points = list(dict.fromkeys(int(point) for point in np.ceil(points)))
         self._seed = seed
 
-    def _on_step(self) -> bool:
-        self._recorder.progress(self.num_timesteps)
-        if self._points and self.num_timesteps >= self._points[0]:
-            self._points.pop(0)
-            seeds = np.random.SeedSequence(self._seed, spawn_key=(1, self.num_timesteps))
-            returns = play(self.model, self._envs, seeds.generate_state(len(self._envs)).tolist())
-            self._recorder.evaluation(self.num_timesteps, float(np.mean(returns)))
-            self.logger.record("eval/mean_reward", float(np.mean(returns)))
-            self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-            self.logger.dump(self.num_timesteps)
-        return self.num_timesteps < self._total_timesteps
+    def evaluate(self) -> float:
+        """Return the mean return."""
+        seeds = np.random.SeedSequence(self._seed, spawn_key=(1, self.num_timesteps))
+        returns = play(self.model, self._envs, seeds.generate_state(len(self._envs)).tolist())
+        self.logger.record("eval/mean_reward", float(np.mean(returns)))
+        return float(np.mean(returns))
 
     def _on_training_end(self) -> None:
         for env in self._envs:
