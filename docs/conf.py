@@ -35,6 +35,10 @@ napoleon_use_ivar = True  # Each field of a named tuple appears once.
 default_role = "code"
 
 
+# Modules of functions that their package does not re-export.
+FUNCTION_MODULES = {"rlopt_envs": ("riccati", "kalman", "ar_chain")}
+
+
 def write_api_pages(folder: Path) -> None:
     """Write a page per public subpackage of rlopt, one for rlopt_envs, and the index that lists them."""
     folder.mkdir(exist_ok=True)
@@ -42,7 +46,8 @@ def write_api_pages(folder: Path) -> None:
     pages = {"index.md": "# API\n\n```{toctree}\n:glob:\n\nrlopt*\n```\n"}
     for name in [*rooms, rlopt_envs.__name__]:
         importlib.import_module(name)  # A package that cannot be imported stops the build here, with its own error.
-        directive = f".. automodule:: {name}\n   :members:\n   :show-inheritance:\n"
+        modules = [name, *(f"{name}.{module}" for module in FUNCTION_MODULES.get(name, ()))]
+        directive = "\n".join(f".. automodule:: {module}\n   :members:\n   :show-inheritance:\n" for module in modules)
         pages[f"{name}.md"] = f"# {name}\n\n```{{eval-rst}}\n{directive}```\n"
     for path in folder.glob("*.md"):
         if path.name not in pages:
