@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +23,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from _checks import check_device, hint
+from _command import run_command
 from _control_training import make_vector_env
 from _hyperparameters import ACCEPTED, AgentOptions
-from rich.console import Console
 from tyro.conf import arg
 
 from rlopt.replay import REPLAYS
-from rlopt.study import Task, report, run_study
+from rlopt.study import Task
 from rlopt.study.grid import folder_name
 from rlopt_envs.presets import PRESETS
 from rlopt_envs.riccati import discounted_cost, policy_value_matrix, spectral_radius
@@ -130,27 +129,23 @@ class ControlStudy:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and return an exit status; an error is one line."""
-    try:
-        study = tyro.cli(ControlStudy, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
-        refuse_options_without_effect(study)
-        check_device(study.device)
-        folder = study.output / (study.name or default_name(study))
-        status = run_study(
-            f"{Path(__file__).resolve().parent / '_control_training.py'}:train",
-            tasks=[make_task(study, system) for system in study.system],
-            variants={agent: variant(study, agent) for agent in study.agents},
-            seeds=study.seeds,
-            folder=folder,
-            baseline=study.agents[0],
-            jobs=study.jobs or os.cpu_count() or 1,
-        )
-        if status in (0, 1):
-            lines = f"Report: {report(folder)}\nLogs: tensorboard --logdir {folder}"
-            Console().print(lines, markup=False, highlight=False, soft_wrap=True)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return status
+    return run_command(prepare, arguments)
+
+
+def prepare(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn the command line into a study."""
+    study = tyro.cli(ControlStudy, args=arguments, description=__doc__)
+    refuse_options_without_effect(study)
+    check_device(study.device)
+    return {
+        "function": f"{Path(__file__).resolve().parent / '_control_training.py'}:train",
+        "tasks": [make_task(study, system) for system in study.system],
+        "variants": {agent: variant(study, agent) for agent in study.agents},
+        "seeds": study.seeds,
+        "folder": study.output / (study.name or default_name(study)),
+        "baseline": study.agents[0],
+        "jobs": study.jobs,
+    }
 
 
 def make_task(study: ControlStudy, system: str) -> Task:

@@ -13,22 +13,19 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from _checks import hint, inspect_env
+from _command import parse_with_presets, run_command
 from _q_training import load_problem
-from rich.console import Console
 from tyro.conf import arg
 
-from rlopt.study import Task, report, run_study
+from rlopt.study import Task
 from rlopt.study.grid import folder_name
 
 PresetName = Literal["ring", "baird", "chain", "quick"]
@@ -132,36 +129,27 @@ PRESETS: dict[PresetName, tuple[str, QStudy]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and return an exit status; an error is one line."""
-    try:
-        study = parse(sys.argv[1:] if arguments is None else arguments)
-        refuse_options_without_effect(study)
-        tasks = [make_task(study, env_id) for env_id in study.env_id]
-        folder = study.output / (study.name or default_name(study))
-        status = run_study(
-            f"{Path(__file__).resolve().parent / '_q_training.py'}:learn",
-            tasks=tasks,
-            variants={name: {"method": name} for name in study.methods},
-            seeds=study.seeds,
-            folder=folder,
-            baseline="qlearning" if "qlearning" in study.methods else study.methods[0],
-            jobs=study.jobs or os.cpu_count() or 1,
-        )
-        if status in (0, 1):
-            lines = f"Report: {report(folder)}\nLogs: tensorboard --logdir {folder}"
-            Console().print(lines, markup=False, highlight=False, soft_wrap=True)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return status
+    return run_command(prepare, arguments)
+
+
+def prepare(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn the command line into a study."""
+    study = parse(arguments)
+    refuse_options_without_effect(study)
+    return {
+        "function": f"{Path(__file__).resolve().parent / '_q_training.py'}:learn",
+        "tasks": [make_task(study, env_id) for env_id in study.env_id],
+        "variants": {name: {"method": name} for name in study.methods},
+        "seeds": study.seeds,
+        "folder": study.output / (study.name or default_name(study)),
+        "baseline": "qlearning" if "qlearning" in study.methods else study.methods[0],
+        "jobs": study.jobs,
+    }
 
 
 def parse(arguments: Sequence[str]) -> QStudy:
     """Read the command line; what is not given comes from the preset."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="ring")
-    preset = first.parse_known_args(arguments)[0].preset
-    _, default = PRESETS.get(preset, PRESETS["ring"])  # a wrong name is reported below, with all others
-    return tyro.cli(QStudy, args=arguments, default=default, description=__doc__)
+    return parse_with_presets(QStudy, PRESETS, "ring", arguments, __doc__)
 
 
 def make_task(study: QStudy, env_id: str) -> Task:

@@ -11,19 +11,16 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from _checks import AgentName, check_device, choose_agent, hint, inspect_env
+from _command import parse_with_presets, run_command
 from _hyperparameters import ACCEPTED, PAPER, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
-from rich.console import Console
 from tyro.conf import arg
 
 from rlopt.replay import (
@@ -34,7 +31,7 @@ from rlopt.replay import (
     PrioritizedConfig,
     ReverseConfig,
 )
-from rlopt.study import Task, report, run_study
+from rlopt.study import Task
 from rlopt.study.grid import folder_name
 
 PresetName = Literal["tuned", "paper", "quickstart"]
@@ -124,38 +121,29 @@ PRESETS: dict[PresetName, tuple[str, ReplayStudy]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and return an exit status; an error is one line."""
-    try:
-        study = parse(sys.argv[1:] if arguments is None else arguments)
-        tasks = [make_task(study, env_id) for env_id in study.env_id]
-        refuse_options_without_effect(study, [str(task.config["agent"]) for task in tasks])
-        check_device(study.device)
-        folder = study.output / (study.name or default_name(study))
-        status = run_study(
-            f"{Path(__file__).resolve().parent / '_training.py'}:train",
-            tasks=tasks,
-            variants={name: variant(study, name) for name in study.replays},
-            seeds=study.seeds,
-            folder=folder,
-            baseline="uniform" if "uniform" in study.replays else study.replays[0],
-            jobs=study.jobs or os.cpu_count() or 1,
-        )
-        if status in (0, 1):
-            lines = f"Report: {report(folder)}\nLogs: tensorboard --logdir {folder}"
-            Console().print(lines, markup=False, highlight=False, soft_wrap=True)
-            return status
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return status
+    return run_command(prepare, arguments)
+
+
+def prepare(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn the command line into a study."""
+    study = parse(arguments)
+    tasks = [make_task(study, env_id) for env_id in study.env_id]
+    refuse_options_without_effect(study, [str(task.config["agent"]) for task in tasks])
+    check_device(study.device)
+    return {
+        "function": f"{Path(__file__).resolve().parent / '_training.py'}:train",
+        "tasks": tasks,
+        "variants": {name: variant(study, name) for name in study.replays},
+        "seeds": study.seeds,
+        "folder": study.output / (study.name or default_name(study)),
+        "baseline": "uniform" if "uniform" in study.replays else study.replays[0],
+        "jobs": study.jobs,
+    }
 
 
 def parse(arguments: Sequence[str]) -> ReplayStudy:
     """Read the command line; what is not given comes from the preset."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="tuned")
-    preset = first.parse_known_args(arguments)[0].preset
-    _, default = PRESETS.get(preset, PRESETS["tuned"])  # a wrong name is reported below, with all others
-    return tyro.cli(ReplayStudy, args=arguments, default=default, description=__doc__)
+    return parse_with_presets(ReplayStudy, PRESETS, "tuned", arguments, __doc__)
 
 
 def make_task(study: ReplayStudy, env_id: str) -> Task:

@@ -12,22 +12,19 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import tyro
 from _checks import hint
+from _command import parse_with_presets, run_command
 from _identification import METRICS, limit
-from rich.console import Console
 from tyro.conf import arg
 
-from rlopt.study import Task, report, run_study
+from rlopt.study import Task
 from rlopt.study.grid import folder_name
 from rlopt.sysid.step_size import StepRule
 
@@ -182,36 +179,27 @@ PRESETS: dict[PresetName, tuple[str, IdentificationStudy]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and return an exit status; an error is one line."""
-    try:
-        study = parse(sys.argv[1:] if arguments is None else arguments)
-        refuse_options_without_effect(study)
-        task = make_task(study)
-        folder = study.output / (study.name or default_name(study))
-        status = run_study(
-            f"{Path(__file__).resolve().parent / '_identification.py'}:identify",
-            tasks=[task],
-            variants={name: {"estimator": name} for name in study.estimators},
-            seeds=study.seeds,
-            folder=folder,
-            baseline="sgd" if "sgd" in study.estimators else study.estimators[0],
-            jobs=study.jobs or os.cpu_count() or 1,
-        )
-        if status in (0, 1):
-            lines = f"Report: {report(folder)}\nLogs: tensorboard --logdir {folder}"
-            Console().print(lines, markup=False, highlight=False, soft_wrap=True)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return status
+    return run_command(prepare, arguments)
+
+
+def prepare(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn the command line into a study."""
+    study = parse(arguments)
+    refuse_options_without_effect(study)
+    return {
+        "function": f"{Path(__file__).resolve().parent / '_identification.py'}:identify",
+        "tasks": [make_task(study)],
+        "variants": {name: {"estimator": name} for name in study.estimators},
+        "seeds": study.seeds,
+        "folder": study.output / (study.name or default_name(study)),
+        "baseline": "sgd" if "sgd" in study.estimators else study.estimators[0],
+        "jobs": study.jobs,
+    }
 
 
 def parse(arguments: Sequence[str]) -> IdentificationStudy:
     """Read the command line; what is not given comes from the preset."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="linear")
-    preset = first.parse_known_args(arguments)[0].preset
-    _, default = PRESETS.get(preset, PRESETS["linear"])  # a wrong name is reported below, with all others
-    return tyro.cli(IdentificationStudy, args=arguments, default=default, description=__doc__)
+    return parse_with_presets(IdentificationStudy, PRESETS, "linear", arguments, __doc__)
 
 
 def make_task(study: IdentificationStudy) -> Task:
