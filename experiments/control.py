@@ -175,7 +175,7 @@ def make_task(study: ControlStudy, system: str) -> Task:
     if idle is not None:
         lines["no control"] = idle
     return Task(
-        f"{system} ({study.problem})",
+        f"{study.problem}_{system}",
         total_timesteps,
         config,
         goal="minimize",

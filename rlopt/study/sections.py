@@ -11,7 +11,6 @@ from rlopt.study import figures, words
 from rlopt.study.comparison import VERDICTS, Comparison, compare, summary
 from rlopt.study.document import Block, Figure, Heading, Items, Paragraph, Table
 from rlopt.study.figures import Curve, Style
-from rlopt.study.grid import folder_name
 from rlopt.study.results import StudyResults
 from rlopt.study.runs import summarise
 from rlopt.study.statistics import Interval, bootstrap_interval, iqm, mean, optimality_gap, sample_efficiency
@@ -65,7 +64,7 @@ def task(results: StudyResults, record: Task, style: Mapping[str, Style]) -> lis
     name, variants = record.name, results.variants(record.name)
     if not variants:
         return [Heading(name), Paragraph("No run is finished.")]
-    key = folder_name(name)
+    key = words.figure_name(name)
     curves = {}
     for variant in variants:
         steps, scores = results.curves(name, variant)
@@ -157,7 +156,7 @@ def _comparison_blocks(key: str, compared: list[Comparison], style: Mapping[str,
     return [
         Table(("variant", "verdict", "P(improvement) [95 %]"), rows, text_columns=2),
         Figure(
-            f"{folder_name(key)}-improvement",
+            f"{words.figure_name(key)}-improvement",
             drawing,
             f"Probability that a run of the variant beats a run of {baseline}, with 95 % intervals.",
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rlopt.study.statistics import Interval
 
 
@@ -28,3 +30,13 @@ def share(found: Interval) -> str:
 def count(size: int, noun: str) -> str:
     """Return for instance `1 task`, `2 tasks`."""
     return f"{size} {noun}{'' if size == 1 else 's'}"
+
+
+def figure_name(name: str) -> str:
+    """Return a name without characters that would end or split a link in Markdown.
+
+    Example:
+        >>> figure_name("double integrator (LQR)/state")
+        'double-integrator-LQR-state'
+    """
+    return re.sub(r"[^\w.+=]+", "-", name).strip("-")
