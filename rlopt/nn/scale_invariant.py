@@ -1,0 +1,220 @@
+"""Modules whose composition ignores the scale of their parameters.
+
+A tensor has degree k if multiplying all parameters by c > 0 multiplies it by c^k. Data have degree 0; a linear map without bias
+and an embedding add 1; a bias may only be added where its summand has degree 1; ReLU keeps any degree, while GELU, SiLU, tanh and
+softmax keep none but 0; two tensors may be added only at equal degree; normalisation without gain and bias sends every degree to
+0. A network is scale invariant if its output has degree 0.
+
+References: Li, Bhojanapalli, Zaheer, Reddi, Kumar, Robust training of neural networks using scale invariant architectures, ICML
+2022, arXiv 2202.00980.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+class LayerNormNoAffine(nn.Module):
+    """Layer normalisation over the last dimension without gain, bias and epsilon: any degree to 0.
+
+    y = (x - mean) / sqrt(var), with the variance over all entries (divided by their number). An epsilon would break the invariance:
+    it matters as soon as the variance is not much larger. Instead, a row whose entries are equal up to rounding gives zeros, with
+    zero gradients; that rule is itself independent of scale. Half precision is computed in float32.
+
+    Shape: (..., d) to (..., d), same dtype.
+
+    Example:
+        >>> LayerNormNoAffine()(torch.tensor([[1.0, 3.0], [1e-12, 3e-12], [5.0, 5.0]])).tolist()
+        [[-1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]]
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the rows."""
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        centred = wide - wide.mean(dim=-1, keepdim=True)
+        spread = centred.square().mean(dim=-1, keepdim=True).sqrt()
+        # The mean of equal entries is off by rounding; without this bound what is left would be blown up to size 1.
+        rounding = 4.0 * torch.finfo(wide.dtype).eps * wide.detach().abs().amax(dim=-1, keepdim=True)
+        proper = spread > rounding
+        # `where` on both sides: the gradient of the branch not taken must be finite as well.
+        safe = torch.where(proper, centred, torch.zeros_like(centred)).square().mean(dim=-1, keepdim=True)
+        safe = torch.where(proper, safe, torch.ones_like(safe)).sqrt()
+        return torch.where(proper, centred / safe, torch.zeros_like(centred)).to(x.dtype)
+
+
+class ScaleInvariantAttention(nn.Module):
+    """Multi-head self-attention with ReLU instead of softmax and without biases: degree 0 to degree 2.
+
+    For every head, with q, k, v = x W_q, x W_k, x W_v and S = ReLU(q k'),
+
+        output = sum over heads of N(S) v W_o,    N(S)_ij = S_ij / sum_j S_ij.
+
+    A factor such as 1 / sqrt(head width) would cancel in N. Masked entries of S are zero. A query without any positive score
+    attends to nothing: its row of N is zero (the paper does not say what happens there).
+
+    Args:
+        width: Size of the last dimension.
+        num_heads: Heads; they divide `width`.
+        causal: Whether position i sees only positions <= i.
+
+    Shape: (batch, length, width) to the same.
+
+    Raises:
+        ValueError: If the heads do not divide the width.
+
+    Example:
+        >>> ScaleInvariantAttention(8, 2, causal=True)(torch.ones(1, 3, 8)).shape
+        torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, width: int, num_heads: int, *, causal: bool) -> None:
+        super().__init__()
+        check_heads(width, num_heads)
+        self.num_heads, self.causal = num_heads, causal
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend."""
+        query, key, value = (split_heads(layer(x), self.num_heads) for layer in (self.query, self.key, self.value))
+        scores = torch.relu(query @ key.transpose(-2, -1))  # (B, H, L, L)
+        if self.causal:
+            scores = scores.tril()
+        return cast(Tensor, self.out(merge_heads(normalize_rows(scores) @ value)))
+
+
+class ScaleInvariantBlock(nn.Module):
+    """Transformer layer that keeps degree 2: z + attention(LN z), then z + ReLU(LN z W1 + b1) W2.
+
+    LN is `LayerNormNoAffine`. b1 is allowed, its summand has degree 1; W2 has none.
+
+    Args:
+        width: Size of the last dimension.
+        num_heads: Heads; they divide `width`.
+        causal: Whether position i sees only positions <= i.
+        hidden_width: Width of the hidden layer; None: 4 * width.
+        dropout: Module applied to each branch before it is added; None: nothing.
+
+    Shape: (batch, length, width) of degree 2 to the same.
+
+    Example:
+        >>> ScaleInvariantBlock(8, 2, causal=True)(torch.ones(1, 3, 8)).shape
+        torch.Size([1, 3, 8])
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, *, causal: bool, hidden_width: int | None = None, dropout: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        hidden_width = 4 * width if hidden_width is None else hidden_width
+        self.norm = LayerNormNoAffine()
+        self.attention = ScaleInvariantAttention(width, num_heads, causal=causal)
+        self.expand = nn.Linear(width, hidden_width)
+        self.contract = nn.Linear(hidden_width, width, bias=False)
+        self.dropout = nn.Identity() if dropout is None else dropout
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Apply the layer."""
+        z = z + self.dropout(self.attention(self.norm(z)))
+        return cast(Tensor, z + self.dropout(self.contract(torch.relu(self.expand(self.norm(z))))))
+
+
+class ScaleInvariantLinear(nn.Sequential):
+    """Linear map with bias, `LayerNormNoAffine`, ReLU: its weight and bias are a scale-invariant group of their own.
+
+    Args:
+        in_features: Size of the last dimension of the input.
+        out_features: Size of the last dimension of the output, >= 2 (of one number, nothing remains after normalisation).
+
+    Shape: (..., in_features) to (..., out_features).
+
+    Raises:
+        ValueError: For fewer than two outputs.
+
+    Example:
+        >>> ScaleInvariantLinear(3, 4)(torch.ones(5, 3)).shape
+        torch.Size([5, 4])
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        if out_features < 2:
+            raise ValueError(f"out_features must be >= 2, got {out_features}: normalising a single number gives 0.")
+        super().__init__(nn.Linear(in_features, out_features), LayerNormNoAffine(), nn.ReLU())
+
+    def scale_invariant_parameters(self) -> Iterator[nn.Parameter]:
+        """Weight and bias."""
+        return self.parameters()
+
+
+class ScaleInvariantMLP(nn.Sequential):
+    """Blocks of `ScaleInvariantLinear`: features for a value or policy head.
+
+    The output does not change when each block is multiplied by a positive number of its own, so each block is a group
+    (`scope="group"` of `rlopt.optim.ScaleInvariantSGD`), and all together are one as well. Heads are not scale invariant and
+    belong to another optimizer. (An addition of rlopt; the paper treats transformers.)
+
+    Args:
+        in_features: Size of the input.
+        hidden_features: Width of each block, at least one.
+
+    Shape: (..., in_features) to (..., hidden_features[-1]).
+
+    Raises:
+        ValueError: Without blocks, or for a block of width 1.
+
+    Example:
+        >>> ScaleInvariantMLP(3, (64, 32))(torch.ones(5, 3)).shape
+        torch.Size([5, 32])
+    """
+
+    def __init__(self, in_features: int, hidden_features: Sequence[int]) -> None:
+        if not hidden_features:
+            raise ValueError("hidden_features must hold at least one width, got none.")
+        widths = [in_features, *hidden_features]
+        super().__init__(*(ScaleInvariantLinear(a, b) for a, b in pairwise(widths)))
+
+    def scale_invariant_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters."""
+        return self.parameters()
+
+
+def normalize_rows(scores: Tensor) -> Tensor:
+    """Divide rows of numbers >= 0 by their sums; rows of zeros stay zero, with zero gradients.
+
+    Args:
+        scores: (..., n), entries >= 0.
+
+    Returns:
+        (..., n), rows that sum to 1 or are zero.
+
+    Example:
+        >>> normalize_rows(torch.tensor([[1.0, 3.0], [0.0, 0.0]])).tolist()
+        [[0.25, 0.75], [0.0, 0.0]]
+    """
+    total = scores.sum(dim=-1, keepdim=True)
+    return scores / torch.where(total > 0.0, total, torch.ones_like(total))
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Split the last dimension into heads: (B, L, H * D) to (B, H, L, D)."""
+    batch, length, width = x.shape
+    return x.view(batch, length, num_heads, width // num_heads).transpose(1, 2)  # (B, L, H, D) -> (B, H, L, D)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Undo `split_heads`: (B, H, L, D) to (B, L, H * D)."""
+    batch, num_heads, length, head_width = x.shape
+    return x.transpose(1, 2).reshape(batch, length, num_heads * head_width)  # (B, L, H, D) -> (B, L, H * D)
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Refuse heads that do not divide the width."""
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads must be a divisor of width, got {num_heads} heads for width {width}.")

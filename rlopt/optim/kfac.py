@@ -1,0 +1,185 @@
+"""K-FAC: the gradient of each linear layer times the inverse of a Kronecker-factored curvature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rlopt.optim._capture import LayerRecord, Recorder
+
+
+class KFAC(Optimizer):
+    r"""Natural gradient of linear layers with a Kronecker-factored empirical Fisher matrix.
+
+    For each layer with inputs x (a 1 appended for the bias) and gradients d of a row's own loss with respect to its
+    pre-activations, both averaged over the rows of a batch and then exponentially over steps,
+
+        A <- mean of x x',    S <- mean of d d',    pi = sqrt((tr A / dim A) / (tr S / dim S))
+        U = (S + sqrt(damping) / pi I)^-1 G (A + pi sqrt(damping) I)^-1
+        v <- momentum v + U,    W <- (1 - lr weight_decay) W - lr v
+
+    with G the gradient of weight and bias. The loss must be a mean over rows, as usual: d is the gradient of the loss times the
+    number of rows. Averages start at their first value. Forward and backward passes are recorded by hooks on the layers; a layer
+    without a record so far takes U = G.
+
+    Differs from the paper: the Fisher matrix is the empirical one, of the labels in the data instead of labels drawn from the
+    model; the damping and the step length are constant; weight decay is decoupled. Linear layers only.
+
+    Args:
+        module: The network. Parameters outside its `nn.Linear` layers are not moved; `rlopt.optim.Kfac` gives them to Adam.
+        lr: >= 0.
+        momentum: In [0, 1).
+        weight_decay: >= 0.
+        damping: > 0.
+        factor_decay: Decay of the averages, in [0, 1).
+        inverse_every: Steps from one inversion to the next, > 0.
+
+    Raises:
+        ValueError: For values outside these sets, and for a network without linear layers.
+
+    References: Martens, Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015, arXiv
+    1503.05671.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> optimizer = KFAC(net, lr=1.0, momentum=0.0)
+        >>> loss = (net(torch.eye(2)) ** 2).mean()
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> bool((net(torch.eye(2)) ** 2).mean() < loss)
+        True
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float = 0.03,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        damping: float = 1e-2,
+        factor_decay: float = 0.95,
+        inverse_every: int = 10,
+    ) -> None:
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not 0.0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
+        for name, value in (("momentum", momentum), ("factor_decay", factor_decay)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), got {value}.")
+        for name, value in (("damping", damping), ("inverse_every", inverse_every)):
+            if not value > 0:
+                raise ValueError(f"{name} must be > 0, got {value}.")
+        names = [name for name, part in module.named_modules() if type(part) is nn.Linear]
+        if not names:
+            raise ValueError("module must have nn.Linear layers, got none.")
+        self._recorder: Recorder | None = Recorder(module, names, detect=False, unscaled=lambda grad: grad)
+        params = {id(p): p for layer in self._recorder.layers for p in layer.parameters.values()}
+        defaults = {
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping, "factor_decay": factor_decay,
+            "inverse_every": inverse_every,
+        }  # fmt: skip
+        super().__init__(list(params.values()), defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_recorder": None}  # hooks stay with the module that they are on
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: the parameters are those of the module's layers; the constructor adds their group."""
+        if self.param_groups:
+            raise ValueError("add_param_group is not possible: KFAC takes its parameters from the linear layers of the module.")
+        super().add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients and what was recorded for them."""
+        super().zero_grad(set_to_none)
+        if self._recorder is not None:
+            self._recorder.forget()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step.
+
+        Args:
+            closure: Clears the gradients, computes the loss and its gradients, and returns it.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            ValueError: If this is a copy, which has no hooks.
+        """
+        if self._recorder is None:
+            raise ValueError("this KFAC is a copy without hooks; build one for the copied module and load the state_dict into it.")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        group = self.param_groups[0]
+        for layer in self._recorder.layers:
+            if layer.weight.grad is not None:
+                self._update(layer, group)
+        self._recorder.forget()
+        return loss
+
+    def _update(self, layer: LayerRecord, group: dict[str, Any]) -> None:
+        state = self.state[layer.weight]
+        has_bias = "bias" in layer.parameters
+        if layer.uses:
+            _average_factors(state, layer, has_bias, group["factor_decay"])
+            if state["num_batches"] % group["inverse_every"] == 0:
+                _invert_factors(state, group["damping"])
+            state["num_batches"] += 1
+        update = cast(Tensor, layer.weight.grad)
+        if has_bias:
+            update = torch.cat([update, cast(Tensor, cast(nn.Parameter, layer.bias).grad)[:, None]], dim=1)  # (out, in + 1)
+        if "input_inverse" in state:
+            update = state["output_inverse"] @ update @ state["input_inverse"]
+        if group["momentum"]:
+            update = update + group["momentum"] * state.get("momentum_buffer", 0.0)
+            state["momentum_buffer"] = update
+        parts = [update[:, :-1], update[:, -1]] if has_bias else [update]
+        for param, part in zip(layer.parameters.values(), parts, strict=True):
+            param.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(part, alpha=-group["lr"])
+
+
+def _average_factors(state: dict[str, Any], layer: LayerRecord, has_bias: bool, decay: float) -> None:
+    """Average the second moments of inputs and gradients of the recorded rows."""
+    dtype = layer.weight.dtype
+    uses = [use for use in layer.uses if use.delta is not None]
+    inputs = torch.cat([use.inputs.flatten(end_dim=-2) for use in uses]).to(dtype)  # (rows, in)
+    deltas = torch.cat([cast(Tensor, use.delta).flatten(end_dim=-2) for use in uses]).to(dtype)  # (rows, out)
+    if has_bias:
+        inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)  # (rows, in + 1)
+    rows = len(inputs)
+    # The loss is a mean over rows, so the gradient of a row's own loss is `rows` times as large.
+    for name, moment in (("input_moment", inputs.T @ inputs / rows), ("output_moment", deltas.T @ deltas * rows)):
+        if name in state:
+            state[name].lerp_(moment, 1.0 - decay)
+        else:
+            state[name] = moment
+    state.setdefault("num_batches", 0)
+
+
+def _invert_factors(state: dict[str, Any], damping: float) -> None:
+    """Invert both factors, with damping in proportion to their mean eigenvalues."""
+    inputs, outputs = state["input_moment"], state["output_moment"]
+    ratio = (inputs.diagonal().mean() / outputs.diagonal().mean()).sqrt()
+    ratio = torch.where(ratio.isfinite() & (ratio > 0.0), ratio, torch.ones_like(ratio))  # a factor may be zero
+    for name, moment, shift in (
+        ("input_inverse", inputs, ratio * math.sqrt(damping)),
+        ("output_inverse", outputs, math.sqrt(damping) / ratio),
+    ):
+        damped = moment + shift * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+        state[name] = torch.cholesky_inverse(torch.linalg.cholesky(damped))

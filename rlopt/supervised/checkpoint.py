@@ -1,0 +1,83 @@
+"""Checkpoints: folders that appear complete or not at all, and hold nothing but numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_TENSORS, _RECORD = "tensors.pt", "record.json"
+_UNFINISHED = ".new-"
+_NAME = re.compile(r"step_(\d+)")
+
+
+def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Any], record: Mapping[str, Any], keep: int) -> Path:
+    """Write `folder/step_<step>` and remove all but the newest `keep` checkpoints.
+
+    It is written under a temporary name and renamed when the disk has it, so a run that is killed leaves the checkpoint before.
+
+    Args:
+        folder: Folder of the checkpoints; made if it is not there.
+        step: Number of finished steps.
+        tensors: Nested dictionaries and lists of tensors and numbers.
+        record: What JSON can express.
+        keep: Checkpoints to keep, >= 1.
+
+    Returns:
+        The folder of the new checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step_{step:08d}"
+    for stale in folder.glob(f"{_UNFINISHED}*"):  # of a run that was killed while it wrote
+        shutil.rmtree(stale)
+    scratch = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+    try:
+        with (scratch / _TENSORS).open("wb") as file:
+            torch.save(dict(tensors), file)
+            os.fsync(file.fileno())
+        with (scratch / _RECORD).open("w", encoding="utf-8") as text:
+            json.dump(record, text, indent=1)
+            text.flush()
+            os.fsync(text.fileno())
+        os.chmod(scratch, 0o755)  # mkdtemp's folders are for their owner only
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(scratch, target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("step_*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint to the CPU, without running any code that a file may hold.
+
+    Returns:
+        Tensors and record, as they were given to `write_checkpoint`.
+
+    Raises:
+        ValueError: If the folder does not hold a complete checkpoint.
+    """
+    try:
+        tensors = torch.load(path / _TENSORS, map_location="cpu", weights_only=True)
+        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+    except Exception as error:  # what torch.load raises for a damaged file has many types
+        raise ValueError(
+            f"{path} must hold a complete checkpoint ({_TENSORS}, {_RECORD}), got {type(error).__name__}: {error}"
+        ) from None
+    return tensors, record

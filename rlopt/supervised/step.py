@@ -1,0 +1,228 @@
+"""One learning step: forward and backward in parts, mixed precision, clipping, the check for nan, and the optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from rlopt.optim import SAM, CombinedOptimizer
+from rlopt.optim.kfac import KFAC
+from rlopt.optim.locoprop import LocoProp
+from rlopt.supervised.batches import Batch
+from rlopt.supervised.config import TrainerConfig
+
+Loss = Callable[[Any, Tensor], Tensor]
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether an optimizer evaluates the loss itself, several times per step (L-BFGS, SAM).
+
+    That is so for `rlopt.optim.SAM`, for others if their attribute `needs_closure` says so, or, where they have none, if `step`
+    cannot be called without a closure.
+
+    Example:
+        >>> weights = [torch.nn.Parameter(torch.zeros(1))]
+        >>> needs_closure(torch.optim.LBFGS(weights)), needs_closure(torch.optim.SGD(weights, lr=0.1))
+        (True, False)
+    """
+    if isinstance(optimizer, SAM):
+        return True
+    declared = getattr(optimizer, "needs_closure", None)
+    if declared is not None:
+        return bool(declared)
+    # Schedulers and hooks wrap `step` of the object; that of the class shows what was written.
+    closure = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def records_layers(optimizer: Optimizer) -> bool:
+    """Whether an optimizer, or a part of it, needs the hooks that it has put on the layers of the network."""
+    parts = optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else ()
+    return isinstance(optimizer, (LocoProp, KFAC)) or any(records_layers(part) for part in parts)
+
+
+class Stepper:
+    """Takes steps with one model, loss and optimizer.
+
+    Args:
+        model: On its device.
+        forward: The model, or its compiled form.
+        loss: `(outputs, targets)` -> mean over rows.
+        optimizer: Of parameters of the model.
+        config: Micro-batches, precision, clipping.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: Callable[[Tensor], Any], loss: Loss, optimizer: Optimizer, config: TrainerConfig
+    ) -> None:
+        self._forward, self._loss, self.optimizer, self._config = forward, loss, optimizer, config
+        self._named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+        self._params = [param for _, param in self._named]
+        self._closure_steps = needs_closure(optimizer)
+        self._device_type = torch.device(config.device).type
+        self.scaler = torch.amp.GradScaler(self._device_type, enabled=config.precision == "float16")
+        if self._closure_steps and self.scaler.is_enabled():
+            raise ValueError("precision must not be 'float16' with an optimizer that evaluates the loss itself; take 'bfloat16'.")
+        name = type(optimizer).__name__
+        if config.clip_norm is not None and hasattr(optimizer, "local_losses"):
+            raise ValueError(
+                f"clip_norm must be None with {name}: it does not step along the gradient; it may have a bound of its own."
+            )
+        if hasattr(optimizer, "grad_scaler"):
+            optimizer.grad_scaler = self.scaler
+        # Called around forward pass and loss, for optimizers that look for the activation, or the loss, behind a layer.
+        self._watching = getattr(optimizer, "watching", contextlib.nullcontext)
+        self._tracks_always = bool(getattr(optimizer, "track_local_losses", False))
+        self._loss_value = self._norm = torch.zeros(())
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The arithmetic of forward passes."""
+        if self._config.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device_type, _AUTOCAST[self._config.precision])
+
+    def step(self, batch: Batch, step: int, *, measure: bool) -> dict[str, Tensor]:
+        """Learn from a batch.
+
+        Args:
+            batch: Inputs and targets.
+            step: Number of the step, from 0, for the message of the check.
+            measure: Whether to measure norms; costs a copy of the parameters.
+
+        Returns:
+            With `measure`: `loss` of the batch before the step, `grad_norm` before clipping, `weight_norm` after the step and
+            `update_ratio` (norm of the step / norm of the weights before it), on the device. Else nothing.
+
+        Raises:
+            FloatingPointError: If the loss or the gradient is not finite. The weights are then those before the step; those of an
+                optimizer that evaluates the loss itself are where it evaluated it.
+        """
+        check = step % self._config.check_finite_every == 0
+        before = [param.detach().clone() for param in self._params] if measure else []
+        if hasattr(self.optimizer, "track_local_losses"):
+            self.optimizer.track_local_losses = measure or self._tracks_always
+        first = True
+
+        def closure() -> Tensor:
+            nonlocal first
+            loss = self._backward(batch)
+            self._finish_gradient(loss, step, check=check, measure=measure, first=first)
+            first = False
+            return loss
+
+        if self._closure_steps:
+            # The two kinds of annotation that torch and this package use for closures differ; both only need a number.
+            self.optimizer.step(closure)  # type: ignore[arg-type]
+        else:
+            closure()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return self._measure(before) if measure else {}
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Leave the gradient of the mean loss in `grad`; returns the loss."""
+        self.optimizer.zero_grad()
+        inputs, targets = batch
+        parts = self._config.micro_batches
+        if parts > len(inputs):
+            raise ValueError(f"micro_batches must be at most the rows of a batch, {len(inputs)}, got {parts}.")
+        total: Tensor | None = None
+        for part_inputs, part_targets in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            with self.autocast(), self._watching():
+                # Parts may differ by one row; each counts by its rows.
+                loss = self._loss(self._forward(part_inputs), part_targets) * (len(part_inputs) / len(inputs))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        return total
+
+    def _finish_gradient(self, loss: Tensor, step: int, *, check: bool, measure: bool, first: bool) -> None:
+        """Unscale, measure, check and clip the gradient."""
+        clip_norm = self._config.clip_norm
+        if not (check or measure or clip_norm is not None):
+            return
+        self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm([param.grad for param in self._params if param.grad is not None])
+        if first:
+            self._loss_value, self._norm = loss, norm
+        # A scaled gradient overflows now and then by design; the scaler leaves out such a step.
+        finite = torch.isfinite(loss) if self.scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
+        if check and not finite:
+            raise FloatingPointError(f"step {step}: {self._describe(loss)}")
+        if clip_norm is not None:
+            clip_grads_with_norm_(self._params, clip_norm, norm)
+
+    def _describe(self, loss: Tensor) -> str:
+        """What is not finite, the cause before its consequences."""
+        for name, param in self._named:
+            if not torch.isfinite(param).all():
+                return f"the parameter {name!r} is not finite"
+        if not torch.isfinite(loss):
+            return f"the loss is {loss.item()}"
+        for name, param in self._named:
+            if param.grad is not None and not torch.isfinite(param.grad).all():
+                return f"the gradient of {name!r} is not finite (the loss is {loss.item():.6g})"
+        return f"the norm of the gradient overflows (the loss is {loss.item():.6g})"
+
+    def check_parameters(self, step: int) -> None:
+        """Refuse weights that are not finite.
+
+        Raises:
+            FloatingPointError: With the name of the first one.
+        """
+        if not all(torch.stack([torch.isfinite(param).all() for param in self._params]).tolist()):
+            raise FloatingPointError(f"step {step}: {self._describe(torch.zeros(()))}")
+
+    def _measure(self, before: Sequence[Tensor]) -> dict[str, Tensor]:
+        moved = get_total_norm([new.detach() - old for new, old in zip(self._params, before, strict=True)])
+        return {
+            "loss": self._loss_value,
+            "grad_norm": self._norm,
+            "weight_norm": get_total_norm([param.detach() for param in self._params]),
+            "update_ratio": moved / get_total_norm(before),
+        }
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Learning rate of each group, and its ratio to the squared norm of the weights.
+
+    The latter, `effective_lr`, is what moves the direction of weights whose scale does not matter (behind a normalisation).
+    Groups after the first have their number in the name.
+
+    References: Li et al., Robust training of neural networks using scale invariant architectures, ICML 2022, arXiv 2202.00980.
+
+    Example:
+        >>> learning_rates(torch.optim.SGD([torch.nn.Parameter(torch.tensor([3.0, 4.0]))], lr=0.5))
+        {'lr': 0.5, 'effective_lr': 0.02}
+    """
+    found = {}
+    for number, group in enumerate(optimizer.param_groups):
+        suffix = f"_{number}" if number else ""
+        lr = float(group["lr"])
+        squared = float(get_total_norm([param.detach() for param in group["params"]])) ** 2
+        found[f"lr{suffix}"] = lr
+        found[f"effective_lr{suffix}"] = lr / squared if squared > 0.0 else float("inf")
+    return found
+
+
+def local_losses(optimizer: Optimizer) -> dict[str, float]:
+    """What an optimizer with losses per layer reports in `local_losses`; nothing for others.
+
+    Returns:
+        `local_loss/<layer>` before the local problem was solved, and `local_loss_after/<layer>`.
+    """
+    reported = getattr(optimizer, "local_losses", None)
+    if not isinstance(reported, Mapping):
+        return {}
+    found = {}
+    for name, (before, after) in reported.items():
+        found[f"local_loss/{name}"], found[f"local_loss_after/{name}"] = float(before), float(after)
+    return found

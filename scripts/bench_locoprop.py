@@ -1,0 +1,223 @@
+"""Cost of a training step with LocoProp and its rivals on the deep auto-encoder of the literature.
+
+784-1000-500-250-30-250-500-1000-784, tanh, cross-entropy of a sigmoid output, random images, float32. All optimizers take turns,
+round after round; what is shown is the CPU time of a whole step (forward, backward, step), its ratio to SGD, the time of nothing
+but the matrix products that the method needs at least, done right beside it, and the bytes of state.
+
+A layer has 3 products per step (the first layer 2: its inputs need no gradient); each of T local iterations after the first adds
+2, or, for layers without transfer, X'X once and 1 smaller one where that is less; the closed form adds X'X, a Cholesky
+factorisation and two triangular solves.
+
+Commands:
+    scripts/bench locoprop
+    scripts/bench locoprop --batch 256 --num-rounds 9 --threads 2
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlopt.optim.locoprop import LocoProp
+from rlopt.optim.rmsprop_tf import RMSpropTF
+
+WIDTHS = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
+CODE = 3  # this layer and the last have no tanh
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    batch: int = 1000
+    """Images of a step, > 0."""
+    num_rounds: int = 7
+    """Rounds, > 0."""
+    threads: int = 1
+    """Threads of torch, > 0."""
+    precision: str = "highest"
+    """Precision of float32 products: highest, high or medium."""
+    with_muon: bool = False
+    """Measure Muon too, whose products are in bfloat16: seconds per step on a processor without instructions for it."""
+    only: tuple[str, ...] = ()
+    """Parts of names of the methods to measure besides SGD; none: all."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "num_rounds", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}.")
+
+
+def make_net() -> nn.Sequential:
+    """Build the network."""
+    parts: list[nn.Module] = []
+    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(WIDTHS)):
+        parts += [nn.Linear(fan_in, fan_out), nn.Identity() if index in (CODE, len(WIDTHS) - 2) else nn.Tanh()]
+    return nn.Sequential(*parts)
+
+
+def loss_of(outputs: Tensor, images: Tensor) -> Tensor:
+    """Cross-entropy, summed over pixels, mean over images."""
+    return F.binary_cross_entropy_with_logits(outputs, images, reduction="none").sum(1).mean()
+
+
+Step = Callable[[], None]
+
+
+def _solve(factor: Tensor, left: Tensor, upper: bool, out: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(factor, left, upper=upper, left=False, out=out)
+
+
+@dataclass
+class Method:
+    """One row: a step, the products it needs, and its optimizers."""
+
+    step: Step
+    products: Step
+    optimizers: list[torch.optim.Optimizer]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all tensors of the state."""
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        return sum(v.numel() * v.element_size() for state in states for v in state.values() if isinstance(v, Tensor))
+
+
+def torch_method(make: Callable[[nn.Module], list[torch.optim.Optimizer]], images: Tensor, products: Step) -> Method:
+    """Make a row with optimizers of the interface of torch."""
+    net = make_net()
+    optimizers = make(net)
+
+    def step() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss_of(net(images), images).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return Method(step, products, optimizers)
+
+
+def peer_method(images: Tensor, products: Step) -> Method | None:
+    """Make the row of the package `locoprop`, with its defaults (T = 5), if it is installed."""
+    try:
+        from locoprop import LocoLayer, LocopropTrainer
+    except ImportError:
+        return None
+    parts = list(make_net())
+    layers = [
+        LocoLayer(layer, nn.Sigmoid() if index == len(WIDTHS) - 2 else activation, implicit=index == len(WIDTHS) - 2)
+        for index, (layer, activation) in enumerate(zip(parts[::2], parts[1::2], strict=True))
+    ]
+    trainer = LocopropTrainer(nn.Sequential(*layers), loss_of)
+    return Method(lambda: trainer.step(images, images), products, [])
+
+
+def products_of(batch: int, num_iters: int = 1, *, matching: bool = True, exact: bool = False) -> Step:
+    """Return a function that does the counted matrix products of a step and nothing else."""
+    calls: list[tuple[Callable[..., Tensor], tuple[Any, ...], Tensor]] = []
+    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(WIDTHS)):
+        x, a, w = torch.rand(batch, fan_in), torch.rand(batch, fan_out), torch.rand(fan_out, fan_in)
+        to_a, to_w, to_x = (torch.mm, (x, w.T), a.clone()), (torch.mm, (a.T, x), w.clone()), (torch.mm, (a, w), x.clone())
+        gram, change = (torch.mm, (x.T, x), torch.empty(fan_in, fan_in)), (torch.mm, (w, torch.rand(fan_in, fan_in)), w.clone())
+        calls += [to_a, to_w] + ([to_x] if index > 0 else [])
+        if exact:
+            matrix = x.T @ x + torch.eye(fan_in)
+            factor = torch.linalg.cholesky(matrix)
+            calls += [gram, (torch.linalg.cholesky, (matrix,), matrix.clone())]
+            calls += [(_solve, (factor.mT, w, True), w.clone()), (_solve, (factor, w, False), w.clone())]
+        elif matching and index not in (CODE,):
+            calls += [to_a, to_w] * (num_iters - 1)
+        elif num_iters > 1:
+            short = batch * fan_in + (num_iters - 1) * fan_out * fan_in < 2 * (num_iters - 1) * batch * fan_out
+            calls += [gram] + [change] * (num_iters - 1) if short else [to_a, to_w] * (num_iters - 1)
+
+    def run() -> None:
+        for function, arguments, out in calls:
+            function(*arguments, out=out)
+
+    return run
+
+
+def methods(config: Config, images: Tensor) -> dict[str, Method]:
+    """All rows."""
+
+    def locoprop(**options: object) -> Callable[[nn.Module], list[torch.optim.Optimizer]]:
+        transfer = {} if options.get("variant") == "squared" else {"transfer": {"14": "sigmoid"}}
+        return lambda net: [LocoProp(net, **transfer, **options)]  # type: ignore[arg-type]
+
+    def muon(net: nn.Module) -> list[torch.optim.Optimizer]:
+        return [
+            torch.optim.Muon([param for param in net.parameters() if param.ndim == 2], lr=1e-3),
+            torch.optim.Adam([param for param in net.parameters() if param.ndim == 1], lr=1e-3),
+        ]
+
+    plain = products_of(config.batch)
+    closed = {"variant": "squared", "solver": "closed_form", "gamma": 500.0, "prox_eta": 1.0}
+    makers: dict[str, tuple[Callable[[nn.Module], list[torch.optim.Optimizer]], Step]] = {
+        "SGD": (lambda net: [torch.optim.SGD(net.parameters(), lr=1e-3)], plain),
+        "Adam": (lambda net: [torch.optim.Adam(net.parameters(), lr=1e-3)], plain),
+        "RMSprop": (lambda net: [torch.optim.RMSprop(net.parameters(), lr=1e-3)], plain),
+        "RMSpropTF": (lambda net: [RMSpropTF(net.parameters(), lr=1e-3)], plain),
+        "Muon + Adam": (muon, plain),
+        "LocoProp-M, T = 1": (locoprop(local_iters=1), plain),
+        "LocoProp-M, T = 5": (locoprop(local_iters=5), products_of(config.batch, 5)),
+        "LocoProp-M, T = 10": (locoprop(local_iters=10), products_of(config.batch, 10)),
+        "LocoProp-S, T = 10": (locoprop(variant="squared"), products_of(config.batch, 10, matching=False)),
+        "LocoProp-S, closed form": (locoprop(**closed), products_of(config.batch, exact=True)),
+    }
+    if not config.with_muon:
+        del makers["Muon + Adam"]
+    chosen = {
+        name: torch_method(make, images, products)
+        for name, (make, products) in makers.items()
+        if name == "SGD" or not config.only or any(part in name for part in config.only)
+    }
+    peer = None if config.only else peer_method(images, products_of(config.batch, 5))
+    return chosen if peer is None else {**chosen, "package locoprop, T = 5": peer}
+
+
+def cpu_seconds(call: Step) -> float:
+    """CPU time of a call."""
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
+def main(config: Config) -> None:
+    """Measure and print."""
+    torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision(config.precision)
+    images = torch.rand(config.batch, WIDTHS[0], generator=torch.Generator().manual_seed(0))
+    rows = methods(config, images)
+    steps: dict[str, list[float]] = {name: [] for name in rows}
+    products: dict[str, list[float]] = {name: [] for name in rows}
+    for row in rows.values():
+        row.step()
+        row.products()
+    for _ in range(config.num_rounds):
+        for name, row in rows.items():
+            steps[name].append(cpu_seconds(row.step))
+            products[name].append(cpu_seconds(row.products))
+    print(f"torch {torch.__version__}, {config.threads} thread(s), batch {config.batch}, precision {config.precision}.\n")
+    print("| method | CPU ms per step | ratio to SGD | products alone, ms | step / products | state, MiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, row in rows.items():
+        to_sgd = statistics.median(a / b for a, b in zip(steps[name], steps["SGD"], strict=True))
+        to_products = statistics.median(a / b for a, b in zip(steps[name], products[name], strict=True))
+        numbers = f"{1e3 * statistics.median(steps[name]):.0f} | {to_sgd:.2f} | {1e3 * statistics.median(products[name]):.0f}"
+        memory = f"{row.state_bytes / 2**20:.1f}" if row.optimizers else ""
+        print(f"| {name} | {numbers} | {to_products:.2f} | {memory} |")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
