@@ -83,7 +83,7 @@ class LocoProp(Optimizer):
             loss it need not change with the batch size.
         prox_eta: eta > 0; None: no proximal term, as in the authors' notebook; needed by closed form and fixed point.
         local_lr_floor: Smallest factor of the step sizes within a training step, in [0, 1]; 0.25 as published, 1: all equal.
-        transfer: "auto", or a map from names of layers to names of transfers or `Transfer` objects, where the others stay automatic.
+        transfer: "auto", or a map from names of layers to names of transfers or `Transfer` objects; the others stay automatic.
         fallback: Makes the optimizer for everything else from all parameters; None: Adam with lr 1e-3. Its learning rates are
             multiplied by lr over the lr of the constructor, so that schedules act on them.
         layers: `(name, module) -> bool` that chooses among the eligible layers; None: all.
