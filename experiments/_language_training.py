@@ -1,0 +1,171 @@
+"""One training run of a small language model, ordinary or scale invariant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import configure
+from torch import Tensor
+
+from rlopt.nn import CharTransformer
+from rlopt.optim.specs import Adam, AdamW, ScaleInvariantSGDSpec, Sgd, Spec
+from rlopt.study import Recorder
+from rlopt.supervised import Trainer, TrainerConfig, WarmupDecay, language_model
+from rlopt.supervised.losses import token_cross_entropy
+from rlopt.supervised.schedules import Schedule
+
+# Losses are kept below this: reports need finite numbers. It means divergence; guessing uniformly among 65 characters costs 4.2.
+LARGEST_LOSS = 100.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A form of the model with an optimizer.
+
+    Args:
+        scale_invariant: Form of the model.
+        spec: The optimizer.
+        schedule: "cosine" with a warm-up, or "steps", which divides the rates by 10 after 60 % and 90 % of the steps, without one.
+    """
+
+    scale_invariant: bool
+    spec: Spec
+    schedule: str
+
+
+_HEAD = Adam(lr=1e-3)  # what is not scale invariant: the head
+
+# Name -> what it is. Adam's rate is that of nanoGPT's setting for a CPU; the others were tuned coarsely on 150 steps.
+METHODS: dict[str, Method] = {
+    "adam": Method(False, AdamW(lr=1e-3, weight_decay=0.1, decay_matrices_only=True), "cosine"),
+    "sgd": Method(False, Sgd(lr=0.1), "cosine"),
+    "si_adam": Method(True, AdamW(lr=1e-3, weight_decay=0.1, decay_matrices_only=True), "cosine"),
+    "si_sgd": Method(True, ScaleInvariantSGDSpec(lr=1.0, weight_decay=1e-3, others=_HEAD), "steps"),
+    "si_sgd_noclip": Method(True, ScaleInvariantSGDSpec(lr=1.0, weight_decay=1e-3, clip_factor=None, others=_HEAD), "steps"),
+}
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """Factor 1, 0.1 from 60 % of `num_steps` on, 0.01 from 90 % on.
+
+    Example:
+        >>> [StepDecay(10)(step) for step in (0, 5, 6, 9)]
+        [1.0, 1.0, 0.1, 0.01]
+    """
+
+    num_steps: int
+
+    def __call__(self, step: int) -> float:
+        """Factor of the step with this number, counted from 0."""
+        return 1.0 if step < 0.6 * self.num_steps else 0.1 if step < 0.9 * self.num_steps else 0.01
+
+
+@dataclass(frozen=True)
+class ScaledLoss:
+    """Cross-entropy per character times a factor, to see whether a method minds."""
+
+    factor: float
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over characters, times the factor."""
+        return self.factor * token_cross_entropy(logits, targets)
+
+
+def train(config: dict[str, Any], seed: int, folder: Path) -> None:
+    """Train a language model; the function of the study. Scores are validation losses in nats per character, unscaled.
+
+    A run that diverges gets `LARGEST_LOSS` from there on.
+
+    Args:
+        config: `data`, `method`, `lr`, `weight_decay`, `num_steps`, `warmup_steps`, `num_evaluations`, `initial_scale`,
+            `loss_scale`, `context`, `batch_size`, `num_layers`, `num_heads`, `width`, `device`.
+        seed: Of initial weights and windows, equal for all methods.
+        folder: Where progress.csv and TensorBoard events go.
+    """
+    recorder = Recorder(folder)
+    recorder.progress(0)
+    trainer = make_trainer(config, seed)
+    logger = configure(str(folder), ["csv", "tensorboard"])
+    points = np.unique(np.linspace(0, config["num_steps"], config["num_evaluations"] + 1).round().astype(int))[1:]
+    cpu, diverged = 0.0, False
+    for point in points.tolist():
+        start = time.process_time()
+        if not diverged:
+            diverged = not _train_to(trainer, point, recorder)
+        cpu += time.process_time() - start
+        found = LARGEST_LOSS if diverged else min(trainer.evaluate()["nats"], LARGEST_LOSS)
+        recorder.evaluation(point, found if found == found else LARGEST_LOSS)
+        logger.record("eval/nats_per_character", found)
+        logger.record("time/cpu_seconds", cpu)  # of training alone, without evaluations
+        logger.record("norm/encoder", encoder_norm(trainer.model))
+        logger.record("steps", point, exclude="tensorboard")
+        logger.dump(point)
+    logger.close()
+
+
+def make_trainer(config: Mapping[str, Any], seed: int) -> Trainer:
+    """Return the trainer of a run."""
+    method = METHODS[config["method"]]
+    task = language_model(
+        config["data"],
+        length=config["context"],
+        batch_size=config["batch_size"],
+        seed=seed,
+        num_layers=config["num_layers"],
+        num_heads=config["num_heads"],
+        width=config["width"],
+        scale_invariant=method.scale_invariant,
+    )
+    with torch.no_grad():
+        for parameter in encoder_parameters(task.model):
+            parameter.mul_(config["initial_scale"])
+    # One step more than are taken: at its last step a trainer evaluates by itself, within the time that is measured.
+    num_steps = config["num_steps"] + 1
+    options = TrainerConfig(num_steps=num_steps, log_every=num_steps, device=config["device"], progress=False, seed=seed)
+    scaled = replace(task, loss=ScaledLoss(config["loss_scale"]), metrics={"nats": token_cross_entropy})
+    return scaled.trainer(make_spec(config), options, schedule=make_schedule(config))
+
+
+def make_spec(config: Mapping[str, Any]) -> Spec:
+    """Return the specification of an optimizer with the rates of a configuration, where it has any."""
+    given = {name: config[name] for name in ("lr", "weight_decay") if config[name] is not None}
+    return replace(METHODS[config["method"]].spec, **given)
+
+
+def make_schedule(config: Mapping[str, Any]) -> Schedule:
+    """Return the schedule of a method."""
+    if METHODS[config["method"]].schedule == "steps":
+        return StepDecay(config["num_steps"])
+    return WarmupDecay(config["num_steps"], config["warmup_steps"], decay="cosine", final_factor=0.1)
+
+
+def encoder_parameters(model: Any) -> list[Tensor]:
+    """Return what is scale invariant in the invariant form of the model: all but the head."""
+    assert isinstance(model, CharTransformer)
+    head = {id(parameter) for parameter in model.head.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in head]
+
+
+def encoder_norm(model: Any) -> float:
+    """Return the norm of all parameters but those of the head, as one vector."""
+    return float(torch.linalg.vector_norm(torch.stack([p.detach().norm() for p in encoder_parameters(model)])))
+
+
+def _train_to(trainer: Trainer, point: int, recorder: Recorder) -> bool:
+    """Train to a step; tell whether all stayed finite."""
+    report: Callable[[int], None] = recorder.progress
+    try:
+        while trainer.step < point:
+            trainer.train(min(50, point - trainer.step))
+            report(trainer.step)
+    except FloatingPointError as error:
+        print(error)
+        return False
+    return True
