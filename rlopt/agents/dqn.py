@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -9,6 +11,7 @@ from stable_baselines3 import DQN as SB3DQN
 
 from rlopt.agents import losses
 from rlopt.agents.off_policy import OffPolicyLearner, mean_of, weights_of
+from rlopt.agents.optimizing import steps_along_gradient, take_step
 from rlopt.agents.td_errors import dqn_target
 
 
@@ -21,7 +24,13 @@ class DQN(OffPolicyLearner, SB3DQN):
     Args:
         *args: As in Stable-Baselines3's DQN.
         double_q: Whether the online network chooses the next action.
-        **kwargs: As in Stable-Baselines3's DQN; `n_steps` works with every replay of rlopt.
+        **kwargs: As in Stable-Baselines3's DQN; `n_steps` works with every replay of rlopt. `optimizer`: a spec or name of
+            `rlopt.optim`, or a function of parameters, for the online network (default: Stable-Baselines3's Adam); see
+            `OffPolicyLearner`.
+
+    Raises:
+        ValueError: If options do not go with `optimizer`, `max_grad_norm` with LocoProp or L-BFGS among them: without it, these
+            do not clip.
 
     References: Mnih et al., Human-level control through deep reinforcement learning, Nature 2015; van Hasselt et al., Deep
     reinforcement learning with double Q-learning, AAAI 2016, arXiv 1509.06461.
@@ -38,6 +47,19 @@ class DQN(OffPolicyLearner, SB3DQN):
         self.double_q = double_q
         super().__init__(*args, **kwargs)
 
+    def _build_optimizers(self) -> None:
+        assert self.optimizer is not None
+        self.policy.optimizer = self._built(self.optimizer, self.q_net)  # type: ignore[arg-type]  # it refuses mappings
+        if not steps_along_gradient(self.policy.optimizer):
+            if "max_grad_norm" in self._given and self.max_grad_norm < math.inf:
+                name = type(self.policy.optimizer).__name__
+                hint = "LocoPropSpec(max_delta_norm=...) bounds its targets" if name == "LocoProp" else "drop it"
+                raise ValueError(
+                    f"max_grad_norm must be left out or math.inf with {name}, which does not step along the gradient, got "
+                    f"{self.max_grad_norm}: {hint}."
+                )
+            self.max_grad_norm = math.inf
+
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
         assert self.replay_buffer is not None
@@ -48,17 +70,18 @@ class DQN(OffPolicyLearner, SB3DQN):
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             target = dqn_target(self, batch)
-            q = self.q_net(batch.observations).gather(1, batch.actions.long())
-            loss = losses.huber_loss(q, target, weights_of(batch))
-            self.policy.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-            self.policy.optimizer.step()
-            self._report(batch, (target - q).detach())
-            values.append(loss.detach())
+            evaluate = partial(self._evaluate, batch, target)
+            loss, q = take_step(self.policy.optimizer, evaluate, self.max_grad_norm)
+            self._report(batch, target - q)
+            values.append(loss)
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/loss", mean_of(values))
+
+    def _evaluate(self, batch: Any, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Loss and Q-values of a batch."""
+        q = self.q_net(batch.observations).gather(1, batch.actions.long())
+        return losses.huber_loss(q, target, weights_of(batch)), q
 
     def _on_step(self) -> None:
         self._n_calls += 1

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch as th
 from stable_baselines3 import SAC as SB3SAC
 
 from rlopt.agents import losses
 from rlopt.agents.off_policy import OffPolicyLearner, mean_of, weights_of
+from rlopt.agents.optimizing import repeatable, take_step, without_recording
 from rlopt.agents.td_errors import sac_entropy_coefficient, sac_target
+
+Draw = tuple[th.Tensor, th.Tensor]
+ENT_COEF_RATE = 3e-4
+"""Learning rate of the entropy coefficient if `optimizer` is given: Stable-Baselines3's default."""
 
 
 class SAC(OffPolicyLearner, SB3SAC):
@@ -16,7 +26,9 @@ class SAC(OffPolicyLearner, SB3SAC):
     pi(a' | s')), a' ~ pi(s'). The objectives of actor and entropy coefficient are plain means over the batch. The TD error that
     the replay gets is y - min_c Q_c(s, a).
 
-    Args: As in Stable-Baselines3's SAC; `n_steps` works with every replay of rlopt.
+    Args: As in Stable-Baselines3's SAC; `n_steps` works with every replay of rlopt. `optimizer`: a spec or name of `rlopt.optim`,
+    or a function of parameters, for actor and critics, or a mapping with "actor" and "critic" (default: Stable-Baselines3's Adam
+    for both); see `OffPolicyLearner`. The entropy coefficient stays with Stable-Baselines3's Adam.
 
     References: Haarnoja et al., Soft actor-critic algorithms and applications, 2018, arXiv 1812.05905.
 
@@ -26,6 +38,11 @@ class SAC(OffPolicyLearner, SB3SAC):
         >>> agent.learn(120).num_timesteps
         120
     """
+
+    def _build_optimizers(self) -> None:
+        super()._build_optimizers()
+        if self.ent_coef_optimizer is not None:
+            self._own_rates[self.ent_coef_optimizer] = [ENT_COEF_RATE]
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
@@ -39,11 +56,9 @@ class SAC(OffPolicyLearner, SB3SAC):
         ent_coef_values, actor_values, critic_values, ent_coefs = [], [], [], []
         for gradient_step in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            if self.use_sde:
-                # log_std may have changed since the last step
-                self.actor.reset_noise()
-            actions, log_prob = self.actor.action_log_prob(batch.observations)
-            log_prob = log_prob.reshape(-1, 1)
+            draw = repeatable(partial(self._draw_actions, batch), self.actor.optimizer)
+            drawn = draw()
+            log_prob = drawn[1]
 
             ent_coef = sac_entropy_coefficient(self)
             ent_coefs.append(ent_coef)
@@ -56,20 +71,13 @@ class SAC(OffPolicyLearner, SB3SAC):
                 ent_coef_values.append(ent_coef_loss.detach())
 
             target = sac_target(self, batch, ent_coef)
-            critics_q = self.critic(batch.observations, batch.actions)
-            critic_loss = 0.5 * losses.squared_loss(critics_q, target, weights_of(batch))
-            self.critic.optimizer.zero_grad()
-            critic_loss.backward()  # type: ignore[no-untyped-call]
-            self.critic.optimizer.step()
-            critic_values.append(critic_loss.detach())
-            self._report(batch, (target - losses.smallest_value(critics_q)).detach())
+            critic_loss, smallest_q = take_step(self.critic.optimizer, partial(self._evaluate_critic, batch, target))
+            critic_values.append(critic_loss)
+            self._report(batch, target - smallest_q)
 
-            q = losses.smallest_value(self.critic(batch.observations, actions))
-            actor_loss = (ent_coef * log_prob - q).mean()
-            self.actor.optimizer.zero_grad()
-            actor_loss.backward()  # type: ignore[no-untyped-call]
-            self.actor.optimizer.step()
-            actor_values.append(actor_loss.detach())
+            # The actor has not moved since: its first evaluation goes on with the actions at hand.
+            (actor_loss,) = take_step(self.actor.optimizer, partial(self._evaluate_actor, batch, ent_coef, [drawn], draw))
+            actor_values.append(actor_loss)
 
             if gradient_step % self.target_update_interval == 0:
                 losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
@@ -82,3 +90,23 @@ class SAC(OffPolicyLearner, SB3SAC):
         self.logger.record("train/critic_loss", mean_of(critic_values))
         if ent_coef_values:
             self.logger.record("train/ent_coef_loss", mean_of(ent_coef_values))
+
+    def _draw_actions(self, batch: Any) -> Draw:
+        """Actions of the policy and their log-probabilities, (B, 1)."""
+        if self.use_sde:
+            # log_std may have changed since the last step
+            self.actor.reset_noise()
+        actions, log_prob = self.actor.action_log_prob(batch.observations)
+        return actions, log_prob.reshape(-1, 1)
+
+    def _evaluate_critic(self, batch: Any, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Loss of the critics and their smallest values."""
+        critics_q = self.critic(batch.observations, batch.actions)
+        return 0.5 * losses.squared_loss(critics_q, target, weights_of(batch)), losses.smallest_value(critics_q)
+
+    def _evaluate_actor(self, batch: Any, ent_coef: th.Tensor, at_hand: list[Draw], draw: Callable[[], Draw]) -> tuple[th.Tensor]:
+        """Loss of the actor. The critic only passes gradients on; it records nothing."""
+        actions, log_prob = at_hand.pop() if at_hand else draw()
+        with without_recording(self.critic.optimizer):
+            q = losses.smallest_value(self.critic(batch.observations, actions))
+        return ((ent_coef * log_prob - q).mean(),)

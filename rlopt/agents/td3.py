@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import torch as th
 from stable_baselines3 import TD3 as SB3TD3
 
 from rlopt.agents import losses
 from rlopt.agents.off_policy import OffPolicyLearner, mean_of, weights_of
+from rlopt.agents.optimizing import take_step, without_recording
 from rlopt.agents.td_errors import td3_target
 
 
@@ -16,7 +21,9 @@ class TD3(OffPolicyLearner, SB3TD3):
     noise)). The actor's objective is the plain mean over the batch: weights correct the regression, not the choice of states.
     The TD error that the replay gets is y - min_c Q_c(s, a).
 
-    Args: As in Stable-Baselines3's TD3; `n_steps` works with every replay of rlopt.
+    Args: As in Stable-Baselines3's TD3; `n_steps` works with every replay of rlopt. `optimizer`: a spec or name of `rlopt.optim`,
+    or a function of parameters, for actor and critics, or a mapping with "actor" and "critic" (default: Stable-Baselines3's Adam
+    for both); see `OffPolicyLearner`.
 
     References: Fujimoto et al., Addressing function approximation error in actor-critic methods, ICML 2018, arXiv 1802.09477.
 
@@ -38,20 +45,13 @@ class TD3(OffPolicyLearner, SB3TD3):
             self._n_updates += 1
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             target = td3_target(self, batch)
-            critics_q = self.critic(batch.observations, batch.actions)
-            critic_loss = losses.squared_loss(critics_q, target, weights_of(batch))
-            self.critic.optimizer.zero_grad()
-            critic_loss.backward()  # type: ignore[no-untyped-call]
-            self.critic.optimizer.step()
-            critic_values.append(critic_loss.detach())
-            self._report(batch, (target - losses.smallest_value(critics_q)).detach())
+            critic_loss, q = take_step(self.critic.optimizer, partial(self._evaluate_critic, batch, target))
+            critic_values.append(critic_loss)
+            self._report(batch, target - q)
 
             if self._n_updates % self.policy_delay == 0:
-                actor_loss = -self.critic.q1_forward(batch.observations, self.actor(batch.observations)).mean()
-                self.actor.optimizer.zero_grad()
-                actor_loss.backward()  # type: ignore[no-untyped-call]
-                self.actor.optimizer.step()
-                actor_values.append(actor_loss.detach())
+                (actor_loss,) = take_step(self.actor.optimizer, partial(self._evaluate_actor, batch))
+                actor_values.append(actor_loss)
                 losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
                 losses.soft_update(self.actor.parameters(), self.actor_target.parameters(), self.tau)
                 losses.soft_update(self.critic_batch_norm_stats, self.critic_batch_norm_stats_target, 1.0)
@@ -61,3 +61,14 @@ class TD3(OffPolicyLearner, SB3TD3):
         if actor_values:
             self.logger.record("train/actor_loss", mean_of(actor_values))
         self.logger.record("train/critic_loss", mean_of(critic_values))
+
+    def _evaluate_critic(self, batch: Any, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Loss of the critics and their smallest values."""
+        critics_q = self.critic(batch.observations, batch.actions)
+        return losses.squared_loss(critics_q, target, weights_of(batch)), losses.smallest_value(critics_q)
+
+    def _evaluate_actor(self, batch: Any) -> tuple[th.Tensor]:
+        """Loss of the actor. The critic only passes gradients on; it records nothing."""
+        actions = self.actor(batch.observations)
+        with without_recording(self.critic.optimizer):
+            return (-self.critic.q1_forward(batch.observations, actions).mean(),)

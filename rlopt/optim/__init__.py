@@ -1,6 +1,7 @@
 """Optimizers: scale-invariant SGD, LocoProp, baselines, and specs that build them."""
 
 from rlopt.optim.agc import AGC, adaptive_gradient_clip
+from rlopt.optim.closures import needs_closure
 from rlopt.optim.combined import CombinedOptimizer
 from rlopt.optim.factory import OPTIMIZERS, OptimizerLike, build_optimizer
 from rlopt.optim.invariance import is_scale_invariant, scale_dependent_parameters, split_scale_invariant
@@ -74,6 +75,7 @@ __all__ = [
     "adaptive_gradient_clip",
     "build_optimizer",
     "is_scale_invariant",
+    "needs_closure",
     "register_transfer",
     "relative_global_clip",
     "scale_dependent_parameters",

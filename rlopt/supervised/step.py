@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from rlopt.optim import SAM, CombinedOptimizer
+from rlopt.optim import CombinedOptimizer, needs_closure
 from rlopt.optim.kfac import KFAC
 from rlopt.optim.locoprop import LocoProp
 from rlopt.supervised.batches import Batch
@@ -20,27 +19,6 @@ from rlopt.supervised.config import TrainerConfig
 
 Loss = Callable[[Any, Tensor], Tensor]
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether an optimizer evaluates the loss itself, several times per step (L-BFGS, SAM).
-
-    That is so for `rlopt.optim.SAM`, for others if their attribute `needs_closure` says so, or, where they have none, if `step`
-    cannot be called without a closure.
-
-    Example:
-        >>> weights = [torch.nn.Parameter(torch.zeros(1))]
-        >>> needs_closure(torch.optim.LBFGS(weights)), needs_closure(torch.optim.SGD(weights, lr=0.1))
-        (True, False)
-    """
-    if isinstance(optimizer, SAM):
-        return True
-    declared = getattr(optimizer, "needs_closure", None)
-    if declared is not None:
-        return bool(declared)
-    # Schedulers and hooks wrap `step` of the object; that of the class shows what was written.
-    closure = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def records_layers(optimizer: Optimizer) -> bool:

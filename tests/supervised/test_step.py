@@ -10,10 +10,9 @@ import torch
 from small import arrays, make, mse, network, sgd
 from torch import Tensor
 
-from rlopt.optim import SAM
+from rlopt.optim import SAM, needs_closure
 from rlopt.supervised import ArrayData, Trainer, TrainerConfig
 from rlopt.supervised.checkpoint import list_checkpoints, read_checkpoint
-from rlopt.supervised.step import needs_closure
 
 
 def breaking(loss: Any, at: int) -> Any:

@@ -1,0 +1,112 @@
+"""How agents take a step with any optimizer: one function for those that need the loss once and those that evaluate it again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.policies import ContinuousCritic
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from rlopt.optim import CombinedOptimizer, LocoProp, needs_closure
+
+T = TypeVar("T")
+Evaluation = tuple[th.Tensor, ...]
+
+
+def take_step(optimizer: Optimizer, evaluate: Callable[[], Evaluation], max_grad_norm: float = math.inf) -> Evaluation:
+    """Minimise a loss by one step.
+
+    Optimizers that evaluate the loss themselves (L-BFGS, SAM) get a closure that computes it on the same batch with the same random
+    numbers; for all others it is computed once, and the step is the usual one.
+
+    Args:
+        optimizer: Of the parameters to be moved. What `zero_grad` clears, recorded rows included, is cleared before the forward
+            pass.
+        evaluate: Returns the loss, and further tensors that the caller wants to see.
+        max_grad_norm: Bound of the gradient's norm, over all parameters of the optimizer, in each evaluation.
+
+    Returns:
+        What `evaluate` returned first, at the parameters before the step, without graph.
+
+    Example:
+        >>> w = nn.Parameter(th.tensor([3.0]))
+        >>> sgd = th.optim.SGD([w], lr=0.5)
+        >>> take_step(sgd, lambda: ((w**2).sum(),))[0].item(), w.item()
+        (9.0, 0.0)
+    """
+    first: Evaluation = ()
+    compute = repeatable(evaluate, optimizer)
+
+    def closure() -> th.Tensor:
+        nonlocal first
+        optimizer.zero_grad()
+        found = compute()
+        loss = found[0]
+        loss.backward()  # type: ignore[no-untyped-call]
+        if max_grad_norm < math.inf:
+            th.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_grad_norm)
+        first = first or tuple(value.detach() for value in found)
+        return loss.detach()
+
+    if needs_closure(optimizer):
+        optimizer.step(closure)  # type: ignore[arg-type]  # annotated to return a float; a tensor is the custom
+    else:
+        closure()
+        optimizer.step()
+    return first
+
+
+def repeatable(compute: Callable[[], T], optimizer: Optimizer) -> Callable[[], T]:
+    """Make every call of `compute` draw the random numbers of the first, so that an optimizer compares one and the same loss.
+
+    Args:
+        compute: May draw from PyTorch's generators (dropout, sampled actions).
+        optimizer: If it does not evaluate the loss again, `compute` is returned as it is.
+
+    Example:
+        >>> compute = repeatable(lambda: th.empty(1).normal_().item(), LBFGS([nn.Parameter(th.zeros(1))]))
+        >>> compute() == compute()
+        True
+    """
+    if not needs_closure(optimizer):
+        return compute
+    device = optimizer.param_groups[0]["params"][0].device
+    devices = [device] if device.type == "cuda" else []
+    start: list[th.Tensor] = []
+
+    def repeated() -> T:
+        if not start:
+            start.append(th.get_rng_state())
+            start.extend(th.cuda.get_rng_state(cuda) for cuda in devices)
+            return compute()
+        with th.random.fork_rng(devices):  # later draws do not depend on how often this is called
+            th.set_rng_state(start[0])
+            for cuda, state in zip(devices, start[1:], strict=True):
+                th.cuda.set_rng_state(state, cuda)
+            return compute()
+
+    return repeated
+
+
+def steps_along_gradient(optimizer: Optimizer) -> bool:
+    """Whether clipping the gradient bounds what an optimizer steps along.
+
+    LocoProp solves local problems instead, and L-BFGS would take differences of clipped gradients for curvature.
+    """
+    parts = optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else ()
+    return not isinstance(optimizer, (LocoProp, LBFGS)) and all(map(steps_along_gradient, parts))
+
+
+def without_recording(optimizer: Optimizer) -> AbstractContextManager[Any]:
+    """Let an optimizer that records forward passes of its network (LocoProp) leave out those inside."""
+    return optimizer.suspended() if isinstance(optimizer, LocoProp) else nullcontext()
+
+
+def trained_part(critic: ContinuousCritic) -> nn.Module:
+    """The part of a critic that its loss moves: all, or the Q-networks alone behind a features extractor that is the actor's."""
+    return nn.ModuleList(critic.q_networks) if critic.share_features_extractor else critic
