@@ -26,7 +26,8 @@ def needs_closure(optimizer: Optimizer) -> bool:
     if isinstance(optimizer, SAM):
         return True
     declared = getattr(optimizer, "needs_closure", None)
-    return _step_needs_closure(type(optimizer)) if declared is None else bool(declared)
+    # The stubs have an Optimizer that cannot be hashed.
+    return _step_needs_closure(type(optimizer)) if declared is None else bool(declared)  # type: ignore[arg-type]
 
 
 @functools.cache
