@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,9 @@ class PeriodicEvaluation(BaseCallback):
         points = np.linspace(0, total_timesteps, num_evaluations + 1)[1:]
         self._points = list(dict.fromkeys(int(point) for point in np.ceil(points)))
 
+    @abstractmethod
     def evaluate(self) -> float:
         """Return the score of the agent as it is; what else there is to say goes to the logger."""
-        raise NotImplementedError
 
     def _on_step(self) -> bool:
         self._recorder.progress(self.num_timesteps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,7 +141,7 @@ class LinearQ:
         return history
 
 
-class OnePass(LinearQ):
+class OnePass(LinearQ, ABC):
     """A learner that meets each transition once, in groups of consecutive ones."""
 
     _pending: Transitions | None
@@ -189,8 +190,9 @@ class OnePass(LinearQ):
         super()._start()
         self._pending = None
 
+    @abstractmethod
     def _plan(self, data: Transitions) -> Plan:
-        raise NotImplementedError
+        """Say what is to be done with the transitions that are there."""
 
     def _target_groups(self, num_groups: int) -> IntArray:
         """Groups (0, 1, ...) of the plan after which θ is renewed."""

@@ -147,10 +147,11 @@ class AveragedSGD(Estimator):
                     marks.setdefault(stop, self._mark())
                 if stop in tail_of:
                     estimates[stop] = self._mean_since(marks[tail_of[stop]])
+        self._started = False  # the marks of a stream were not kept: `partial_fit` begins anew
         return np.stack([estimates[unit] for unit in done.tolist()])
 
     def partial_fit(self, data: Data, *, new_trajectory: bool = False) -> Self:
-        """Learn from the next piece of a stream.
+        """Learn from the next piece of a stream; the first call, and the first one after `fit`, begins a new stream.
 
         Args:
             data: Pairs of regressors (T, p) and targets (T, k), or a `Trajectory`, which go on from the piece before. An array

@@ -192,3 +192,11 @@ def test_own_link_gives_the_numbers_of_the_named_one() -> None:
         SGD(link=lambda z: z + 1.0)
     with pytest.raises(ValueError, match="that numba can compile"):
         SGD(link=lambda z: undefined_name(z))  # noqa: F821
+
+
+def test_stream_after_fit_begins_anew() -> None:
+    states = small_system()
+    used = SGD(step_size=0.01, num_samples=301).fit(small_system(7))
+    used.partial_fit((states[:-1], states[1:]))
+    np.testing.assert_array_equal(used.A_, SGD(step_size=0.01).fit(states).A_)
+    assert used.num_samples_ == 301
