@@ -46,8 +46,9 @@ class KFAC(Optimizer):
     1503.05671.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Linear(2, 1)
-        >>> optimizer = KFAC(net, lr=1.0, momentum=0.0)
+        >>> optimizer = KFAC(net, lr=0.03, momentum=0.0)
         >>> loss = (net(torch.eye(2)) ** 2).mean()
         >>> loss.backward()
         >>> optimizer.step()
