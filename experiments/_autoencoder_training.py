@@ -82,8 +82,8 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
     A run that diverges gets `LARGEST_LOSS` from there on.
 
     Args:
-        config: `data`, `size`, `num_images`, `widths`, `activation`, `batch_size`, `epochs`, `warmup_epochs`,
-            `locoprop_schedule`, `eval_every`, `device`, and `optimizer` with its `lr`.
+        config: `data`, `size`, `num_images`, `widths`, `activation`, `batch_size`, `epochs`, `schedule_epochs`,
+            `warmup_epochs`, `locoprop_schedule`, `eval_every`, `device`, and `optimizer` with its `lr`.
         seed: Seed of the initial weights and the order of the images, equal for all optimizers.
         folder: Where progress.csv and TensorBoard events go.
     """
@@ -154,8 +154,8 @@ def make_spec(optimizer: str, lr: float) -> Spec:
 def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> Schedule:
     """Return the schedule: LocoProp's own one where it is asked for, else linear warm-up and linear decay per step."""
     if config["optimizer"] in ITERATIVE_LOCOPROP and config["locoprop_schedule"] == "published":
-        return PublishedSchedule(config["epochs"], config["warmup_epochs"], steps_per_epoch)
-    num_steps = config["epochs"] * steps_per_epoch
+        return PublishedSchedule(config["schedule_epochs"], config["warmup_epochs"], steps_per_epoch)
+    num_steps = config["schedule_epochs"] * steps_per_epoch
     return WarmupDecay(num_steps, warmup_steps=min(round(config["warmup_epochs"] * steps_per_epoch), num_steps - 1))
 
 

@@ -67,8 +67,11 @@ class AutoencoderStudy:
     """Epochs of a trial, > 0, at most epochs; warm-up is shortened in proportion. None: a fifth of epochs."""
     epochs: int = 50
     """Passes over the training images, > 0."""
+    schedule_epochs: int | None = None
+    """Epochs in which learning rates would reach 0, at least epochs: a larger number shows the first part of a longer training.
+    None: epochs."""
     warmup_epochs: float = 2.5
-    """Epochs in which learning rates rise from 0, in [0, epochs); then they fall linearly to 0."""
+    """Epochs in which learning rates rise from 0, in [0, schedule_epochs); then they fall linearly to 0."""
     locoprop_schedule: Literal["steps", "published"] = "steps"
     """Schedule of the iterative locoprop optimizers. steps: that of all others, which changes each step. published: changes each
     epoch and has rate 0 in the first one."""
@@ -94,7 +97,7 @@ class AutoencoderStudy:
     """Name of this study, its folder in RUNS."""
 
     def __post_init__(self) -> None:
-        for option in ("epochs", "search_epochs", "num_images", "batch_size", "eval_every", "seeds", "jobs"):
+        for option in ("epochs", "schedule_epochs", "search_epochs", "num_images", "batch_size", "eval_every", "seeds", "jobs"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise ValueError(f"{option} must be > 0, got {value}")
@@ -102,8 +105,11 @@ class AutoencoderStudy:
             value = getattr(self, option)
             if value is not None and value > self.epochs:
                 raise ValueError(f"{option} must be at most epochs = {self.epochs}, got {value}")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"warmup_epochs must be in [0, epochs = {self.epochs}), got {self.warmup_epochs}")
+        if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
+            raise ValueError(f"schedule_epochs must be at least epochs = {self.epochs}, got {self.schedule_epochs}")
+        length = self.schedule_epochs or self.epochs
+        if not 0 <= self.warmup_epochs < length:
+            raise ValueError(f"warmup_epochs must be in [0, {length}), the epochs of the schedule, got {self.warmup_epochs}")
         if self.search is not None and self.search < 2:
             raise ValueError(f"search must be > 1, got {self.search}")
         if not self.widths or min(self.widths) < 1:
@@ -202,6 +208,7 @@ def make_config(study: AutoencoderStudy) -> dict[str, Any]:
         "activation": study.activation,
         "batch_size": study.batch_size,
         "epochs": study.epochs,
+        "schedule_epochs": study.schedule_epochs or study.epochs,
         "warmup_epochs": study.warmup_epochs,
         "locoprop_schedule": study.locoprop_schedule,
         "eval_every": study.eval_every,
@@ -229,7 +236,8 @@ def make_task(study: AutoencoderStudy, images: Dataset) -> Task:
 def search_task(study: AutoencoderStudy) -> Task:
     """Return the task of a trial of the search: shorter, with a schedule that is shortened in proportion."""
     epochs = study.search_epochs or max(1, study.epochs // 5)
-    shorter = {"epochs": epochs, "warmup_epochs": study.warmup_epochs * epochs / study.epochs, "eval_every": epochs}
+    warmup_epochs = study.warmup_epochs * epochs / (study.schedule_epochs or study.epochs)
+    shorter = {"epochs": epochs, "schedule_epochs": epochs, "warmup_epochs": warmup_epochs, "eval_every": epochs}
     return Task(study.setting, epochs, {**make_config(study), **shorter}, goal="minimize", final_evaluations=1)
 
 

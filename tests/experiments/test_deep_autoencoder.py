@@ -28,7 +28,17 @@ NARROW = ["--widths", "16", "4"]
 # Changing this list changes the interface that users type: do it deliberately, and tell it in the changelog.
 OPTIONS = [
     *("--activation", "--batch-size", "--device", "--epochs", "--eval-every", "--help", "--jobs", "--learning-rates"),
-    *("--locoprop-schedule", "--name", "--num-images", "--optimizers", "--output", "--preset", "--search", "--search-epochs"),
+    *(
+        "--locoprop-schedule",
+        "--name",
+        "--num-images",
+        "--optimizers",
+        "--output",
+        "--preset",
+        "--schedule-epochs",
+        "--search",
+        "--search-epochs",
+    ),
     *("--seeds", "--warmup-epochs", "--widths"),
 ]
 
@@ -123,8 +133,9 @@ def test_wrong_input_gives_one_line(tmp_path, capsys, arguments, message):
         (["--eval-every", "51"], "eval_every must be at most epochs = 50, got 51"),
         (["--search", "3", "--search-epochs", "51"], "search_epochs must be at most epochs = 50, got 51"),
         (["--search", "1"], "search must be > 1, got 1"),
-        (["--warmup-epochs", "50"], "warmup_epochs must be in [0, epochs = 50), got 50.0"),
-        (["--warmup-epochs", "nan"], "warmup_epochs must be in [0, epochs = 50), got nan"),
+        (["--schedule-epochs", "49"], "schedule_epochs must be at least epochs = 50, got 49"),
+        (["--warmup-epochs", "50"], "warmup_epochs must be in [0, 50), the epochs of the schedule, got 50.0"),
+        (["--warmup-epochs", "nan"], "warmup_epochs must be in [0, 50), the epochs of the schedule, got nan"),
         (["--widths", "10", "0"], "widths must be one or more numbers > 0, got (10, 0)"),
         (["--optimizers", "adm"], "got adm; did you mean adam"),
         (["--optimizers", "sgd", "sgd"], "optimizers must be different names, got sgd twice"),
@@ -194,6 +205,15 @@ def test_published_schedule():
     # e / 5, then 1 - (e + 1 - 5) / 95 with 100 nominal epochs.
     expected = [e / 5 if e < 5 else 1 - (e + 1 - 5) / 95 for e in range(99)]
     assert [schedule(60 * e + 59) for e in range(99)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_first_part_of_a_longer_training_follows_its_schedule() -> None:
+    study = experiment.parse(["--epochs", "14", "--schedule-epochs", "99", "--warmup-epochs", "5"])
+    config = experiment.make_config(study) | {"optimizer": "adam", "lr": 1e-3}
+    schedule = training.make_schedule(config, 60)
+    assert experiment.make_task(study, training.load_images(config)).total_steps == 14
+    assert schedule(300 - 1) == pytest.approx(1.0)
+    assert schedule(14 * 60) == pytest.approx((99 * 60 - 14 * 60) / (99 * 60 - 300), abs=1e-3)
 
 
 @pytest.mark.parametrize(("optimizer", "published"), [("locoprop_m", True), ("locoprop_closed", False), ("adam", False)])
