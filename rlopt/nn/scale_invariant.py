@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+AttentionWeights = Literal["relu", "softmax"]
 
 
 class LayerNormNoAffine(nn.Module):
@@ -48,34 +51,41 @@ class LayerNormNoAffine(nn.Module):
 
 
 class ScaleInvariantAttention(nn.Module):
-    """Multi-head self-attention with ReLU instead of softmax and without biases: degree 0 to degree 2.
+    """Multi-head self-attention without biases: degree 0 to degree 2.
 
-    For every head, with q, k, v = x W_q, x W_k, x W_v and S = ReLU(q k'),
+    For every head, with q, k, v = x W_q, x W_k, x W_v, the output is the sum over heads of P v W_o, with P of degree 0:
 
-        output = sum over heads of N(S) v W_o,    N(S)_ij = S_ij / sum_j S_ij.
+        "relu":     P = N(ReLU(q k')),    N(S)_ij = S_ij / sum_j S_ij
+        "softmax":  P = softmax(LN q (LN k)' / sqrt(head width))
 
-    A factor such as 1 / sqrt(head width) would cancel in N. Masked entries of S are zero. A query without any positive score
-    attends to nothing: its row of N is zero (the paper does not say what happens there).
+    "relu" is the paper's. A factor such as 1 / sqrt(head width) would cancel in N. Masked entries of S are zero. A query without
+    any positive score attends to nothing: its row of N is zero (the paper does not say what happens there). "softmax" normalises
+    queries and keys first (`LayerNormNoAffine` of each head), so that scores have degree 0, where a softmax is allowed; it can
+    attend more sharply. It is not in the paper; normalised queries and keys are from Henry et al., Query-key normalization for
+    transformers, 2020, arXiv 2010.04245, there with other norms and a learned factor.
 
     Args:
         width: Size of the last dimension.
         num_heads: Heads; they divide `width`.
         causal: Whether position i sees only positions <= i.
+        weights: How scores become weights.
 
     Shape: (batch, length, width) to the same.
 
     Raises:
-        ValueError: If the heads do not divide the width.
+        ValueError: If the heads do not divide the width, for other weights, and for "softmax" with heads of width 1.
 
     Example:
         >>> ScaleInvariantAttention(8, 2, causal=True)(torch.ones(1, 3, 8)).shape
         torch.Size([1, 3, 8])
     """
 
-    def __init__(self, width: int, num_heads: int, *, causal: bool) -> None:
+    def __init__(self, width: int, num_heads: int, *, causal: bool, weights: AttentionWeights = "relu") -> None:
         super().__init__()
         check_heads(width, num_heads)
-        self.num_heads, self.causal = num_heads, causal
+        check_weights(weights, width // num_heads)
+        self.num_heads, self.causal, self.weights = num_heads, causal, weights
+        self.norm = LayerNormNoAffine()
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -84,10 +94,14 @@ class ScaleInvariantAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend."""
         query, key, value = (split_heads(layer(x), self.num_heads) for layer in (self.query, self.key, self.value))
-        scores = torch.relu(query @ key.transpose(-2, -1))  # (B, H, L, L)
-        if self.causal:
-            scores = scores.tril()
-        return cast(Tensor, self.out(merge_heads(normalize_rows(scores) @ value)))
+        if self.weights == "softmax":
+            attended = F.scaled_dot_product_attention(
+                self.norm(query), self.norm(key), value, is_causal=self.causal
+            )  # (B, H, L, D)
+        else:
+            scores = torch.relu(query @ key.transpose(-2, -1))  # (B, H, L, L)
+            attended = normalize_rows(scores.tril() if self.causal else scores) @ value
+        return cast(Tensor, self.out(merge_heads(attended)))
 
 
 class ScaleInvariantBlock(nn.Module):
@@ -100,6 +114,7 @@ class ScaleInvariantBlock(nn.Module):
         num_heads: Heads; they divide `width`.
         causal: Whether position i sees only positions <= i.
         hidden_width: Width of the hidden layer; None: 4 * width.
+        weights: Of the attention, see `ScaleInvariantAttention`.
         dropout: Module applied to each branch before it is added; None: nothing.
 
     Shape: (batch, length, width) of degree 2 to the same.
@@ -110,12 +125,19 @@ class ScaleInvariantBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, num_heads: int, *, causal: bool, hidden_width: int | None = None, dropout: nn.Module | None = None
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        causal: bool,
+        hidden_width: int | None = None,
+        weights: AttentionWeights = "relu",
+        dropout: nn.Module | None = None,
     ) -> None:
         super().__init__()
         hidden_width = 4 * width if hidden_width is None else hidden_width
         self.norm = LayerNormNoAffine()
-        self.attention = ScaleInvariantAttention(width, num_heads, causal=causal)
+        self.attention = ScaleInvariantAttention(width, num_heads, causal=causal, weights=weights)
         self.expand = nn.Linear(width, hidden_width)
         self.contract = nn.Linear(hidden_width, width, bias=False)
         self.dropout = nn.Identity() if dropout is None else dropout
@@ -218,3 +240,11 @@ def check_heads(width: int, num_heads: int) -> None:
     """Refuse heads that do not divide the width."""
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"num_heads must be a divisor of width, got {num_heads} heads for width {width}.")
+
+
+def check_weights(weights: str, head_width: int) -> None:
+    """Refuse unknown attention weights, and normalised heads of one number."""
+    if weights not in get_args(AttentionWeights):
+        raise ValueError(f"weights must be 'relu' or 'softmax', got {weights!r}.")
+    if weights == "softmax" and head_width < 2:
+        raise ValueError(f"weights 'softmax' need heads of width >= 2, got {head_width}: normalising a single number gives 0.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ def relative_global_clip(
     lr: float,
     weight_decay: float,
     factor: float = 2.0,
+    momentum: float = 0.0,
     scope: Literal["global", "tensor"] = "global",
     foreach: bool | None = None,
 ) -> Tensor:
@@ -34,9 +35,10 @@ def relative_global_clip(
 
     With x the parameters and g the gradients, each as one vector,
 
-        coefficient = min(1, factor * sqrt(2 * weight_decay / lr) * |x| / |g|),    g <- coefficient * g.
+        coefficient = min(1, factor * (1 - momentum) * sqrt(2 * weight_decay / lr) * |x| / |g|),    g <- coefficient * g.
 
-    In equilibrium |g| / |x| is sqrt(2 weight_decay / lr), so `factor` says how much larger than usual a gradient may be. Use it
+    In equilibrium |g| / |x| is (1 - momentum) sqrt(2 weight_decay / lr), so `factor` says how much larger than usual a gradient
+    may be. Use it
     before a step that decays the weights by `lr * weight_decay` apart from the gradient; a decay term inside the gradient would
     be clipped too. For several groups of different `lr` call it once per group. No value is read back from the device.
 
@@ -45,6 +47,7 @@ def relative_global_clip(
         lr: Current learning rate, >= 0. The threshold rises when it falls; 0 clips nothing.
         weight_decay: Current weight decay, > 0.
         factor: sqrt(C) in the paper, >= 1; its default is the paper's.
+        momentum: Momentum v <- momentum * v + g of the optimizer that follows, in [0, 1); the paper has none.
         scope: "global" takes one norm over all parameters, as the paper; "tensor" one for each parameter, for networks in which
             every tensor is scale invariant by itself (not in the paper).
         foreach: Whether to compute all norms in one call; None: on CUDA only.
@@ -68,14 +71,14 @@ def relative_global_clip(
     """
     if scope not in ("global", "tensor"):
         raise ValueError(f"scope must be 'global' or 'tensor', got {scope!r}; call the function once per group for groups.")
-    _check({"lr": lr, "weight_decay": weight_decay, "clip_factor": factor})
+    _check({"lr": lr, "weight_decay": weight_decay, "clip_factor": factor, "momentum": momentum})
     params = [p for p in ([parameters] if isinstance(parameters, Tensor) else parameters) if p.grad is not None]
     grads = [cast(Tensor, p.grad) for p in params]
     if not params:
         return torch.ones(() if scope == "global" else (0,))
     foreach = _use_foreach(params, foreach)
     with torch.no_grad():
-        coefficients = _clip_coefficients(params, grads, lr, weight_decay, factor, scope, foreach)
+        coefficients = _clip_coefficients(params, grads, _Rates(lr, weight_decay, momentum, factor), scope, foreach)
         _scale_(grads, coefficients, foreach)
         return coefficients[0] if scope == "global" else torch.stack([c.to(coefficients[0].device) for c in coefficients])
 
@@ -85,17 +88,27 @@ class ScaleInvariantSGD(Optimizer):
 
     With g the gradient, both norms over all clipped parameters and taken before anything moves,
 
-        coefficient = min(1, clip_factor * sqrt(2 * weight_decay / lr) * |x| / |g|)
+        coefficient = min(1, clip_factor * (1 - momentum) * sqrt(2 * weight_decay / lr) * |x| / |g|)
         v <- momentum * v + coefficient * g
         x <- (1 - lr * weight_decay) * x - lr * v
 
     `lr` is the current one, so the threshold follows a schedule. The decay is never clipped. Without momentum (the paper's method)
-    v is the clipped gradient and there is no state; with momentum the gradient is clipped before it enters v (not in the paper).
+    v is the clipped gradient and there is no state; with momentum the gradient is clipped before it enters v (not in the paper),
+    and in equilibrium |g| / |x| is (1 - momentum) sqrt(2 weight_decay / lr), which the clipping takes into account.
+
+    The way to the equilibrium takes about log(|x| / |x in equilibrium|) / (lr weight_decay) steps, too many for short trainings
+    and badly scaled initial weights. `start_in_equilibrium` goes there at once: the first step with a learning rate > 0 begins with
+
+        x <- c x,    c^2 = |g| / (|x| (1 - momentum) sqrt(2 weight_decay / lr)),
+
+    and counts with the gradient g / c that belongs to the rescaled weights. That leaves the function of the network as it is, and
+    makes the training independent of the scales of initial weights and loss, and of `lr` at given `lr * weight_decay`. It is for
+    trainings without warm-up.
 
     Parameters that are not scale invariant belong into a group with `clip_factor=None`, or better to another optimizer;
     `rlopt.optim.ScaleInvariantSGDSpec` builds both. `rlopt.optim.split_scale_invariant` finds them.
 
-    Differs from the paper: the scopes "group" and "tensor", momentum, and `maximize` are additions.
+    Differs from the paper: the scopes "group" and "tensor", momentum, `start_in_equilibrium` and `maximize` are additions.
 
     Args:
         params: Parameters or groups. A parameter whose gradient is None is left alone, and left out of the norms.
@@ -104,8 +117,10 @@ class ScaleInvariantSGD(Optimizer):
         clip_factor: sqrt(C) in the paper, >= 1, default 2 from there; None: no clipping.
         momentum: In [0, 1).
         scope: What shares one norm: all parameters of groups with this scope ("global", the paper), each group ("group", for
-            networks of several invariant parts), or each tensor ("tensor"). Groups of scope "global" need equal lr, weight_decay
-            and clip_factor.
+            networks of several invariant parts), or each tensor ("tensor"). Groups of scope "global" need equal lr, weight_decay,
+            momentum and clip_factor.
+        start_in_equilibrium: Whether the first step rescales the weights, with the norms of `scope`; only for scale-invariant
+            parameters, and with weight_decay > 0. The option of the group becomes False when that is done.
         foreach: Whether to update all tensors in one call; None: on CUDA only.
         maximize: Whether to ascend.
 
@@ -133,12 +148,13 @@ class ScaleInvariantSGD(Optimizer):
         clip_factor: float | None = 2.0,
         momentum: float = 0.0,
         scope: Scope = "global",
+        start_in_equilibrium: bool = False,
         foreach: bool | None = None,
         maximize: bool = False,
     ) -> None:
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "clip_factor": clip_factor, "momentum": momentum, "scope": scope,
-            "foreach": foreach, "maximize": maximize,
+            "start_in_equilibrium": start_in_equilibrium, "foreach": foreach, "maximize": maximize,
         }  # fmt: skip
         super().__init__(params, defaults)
 
@@ -170,7 +186,7 @@ class ScaleInvariantSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = []
+        parts = []
         for group in self.param_groups:
             _check(group)
             params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
@@ -178,25 +194,18 @@ class ScaleInvariantSGD(Optimizer):
                 raise ValueError("gradients must be dense, got a sparse one; build the embedding with sparse=False.")
             if params:
                 grads = [-cast(Tensor, p.grad) if group["maximize"] else cast(Tensor, p.grad) for p in params]
-                groups.append((group, params, grads, _use_foreach(params, group["foreach"])))
-        shared = [entry for entry in groups if entry[0]["scope"] == "global" and entry[0]["clip_factor"] is not None]
-        shared_coefficient = None
-        if shared:
-            lr, weight_decay, factor = _common_options([entry[0] for entry in shared])
-            all_params, all_grads = [p for entry in shared for p in entry[1]], [g for entry in shared for g in entry[2]]
-            foreach = all(entry[3] for entry in shared)
-            shared_coefficient = _clip_coefficients(all_params, all_grads, lr, weight_decay, factor, "global", foreach)[0]
-        for group, params, grads, foreach in groups:
-            if group["clip_factor"] is None:
-                coefficients = None
-            elif group["scope"] == "global":
-                coefficients = [cast(Tensor, shared_coefficient)] * len(params)
-            else:
-                lr, weight_decay, factor = _common_options([group])
-                coefficients = _clip_coefficients(params, grads, lr, weight_decay, factor, group["scope"], foreach)
-            if coefficients is not None:
-                grads = [g.clone() for g in grads]  # the gradients of the user stay as they are
-                _scale_(grads, coefficients, foreach)
+                if group["clip_factor"] is not None or group["start_in_equilibrium"]:
+                    grads = [g.clone() for g in grads]  # the gradients of the user stay as they are
+                parts.append(_Part(group, params, grads, _use_foreach(params, group["foreach"])))
+        starting = [part for part in parts if part.group["start_in_equilibrium"] and part.group["lr"] > 0.0]
+        for whole in _sharing_norms(starting):
+            _start_in_equilibrium_(whole)
+        for part in starting:
+            part.group["start_in_equilibrium"] = False
+        for whole in _sharing_norms([part for part in parts if part.group["clip_factor"] is not None]):
+            rates, scope = _rates([whole]), whole.group["scope"]
+            _scale_(whole.grads, _clip_coefficients(whole.params, whole.grads, rates, scope, whole.foreach), whole.foreach)
+        for group, params, grads, foreach in parts:
             if group["momentum"]:
                 grads = self._add_momentum(params, grads, group["momentum"])
             _move_(params, grads, group["lr"], group["weight_decay"], foreach)
@@ -227,42 +236,87 @@ def _check(options: dict[str, Any]) -> None:
         raise ValueError(f"factor (clip_factor) must be >= 1 or None, got {factor}; None switches clipping off.")
     if factor is not None and weight_decay == 0.0:
         raise ValueError("weight_decay must be > 0 when gradients are clipped, got 0; without clipping pass clip_factor=None.")
+    if options.get("start_in_equilibrium") and weight_decay == 0.0:
+        raise ValueError("weight_decay must be > 0 with start_in_equilibrium, got 0: there is no equilibrium without decay.")
     if not 0.0 <= options.get("momentum", 0.0) < 1.0:
         raise ValueError(f"momentum must be in [0, 1), got {options['momentum']}.")
     if options.get("scope", "global") not in SCOPES:
         raise ValueError(f"scope must be 'global', 'group' or 'tensor', got {options['scope']!r}.")
 
 
-def _common_options(groups: list[dict[str, Any]]) -> tuple[float, float, float]:
-    options = {(float(g["lr"]), float(g["weight_decay"]), float(g["clip_factor"])) for g in groups}
-    if len(options) > 1:
+class _Rates(NamedTuple):
+    lr: float
+    weight_decay: float
+    momentum: float
+    clip_factor: float | None
+
+
+class _Part(NamedTuple):
+    """What a group has to move."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor]
+    foreach: bool
+
+
+def _sharing_norms(parts: list[_Part]) -> list[_Part]:
+    """Join the parts of scope "global" to one."""
+    shared = [part for part in parts if part.group["scope"] == "global"]
+    others = [part for part in parts if part.group["scope"] != "global"]
+    if not shared:
+        return others
+    _rates(shared)
+    params, grads = [p for part in shared for p in part.params], [g for part in shared for g in part.grads]
+    return [_Part(shared[0].group, params, grads, all(part.foreach for part in shared)), *others]
+
+
+def _rates(parts: list[_Part]) -> _Rates:
+    found = {_Rates(*(part.group[name] for name in _Rates._fields)) for part in parts}
+    if len(found) > 1:
         raise ValueError(
-            "groups of scope 'global' must have equal lr, weight_decay and clip_factor, got "
-            f"{', '.join(map(str, sorted(options)))}; use scope='group' for groups that differ."
+            "groups of scope 'global' must have equal lr, weight_decay, momentum and clip_factor, got "
+            f"{', '.join(map(str, map(tuple, found)))}; use scope='group' for groups that differ."
         )
-    return options.pop()
+    return found.pop()
 
 
 def _use_foreach(params: list[Tensor], foreach: bool | None) -> bool:
     return all(p.is_cuda for p in params) if foreach is None else foreach
 
 
-def _clip_coefficients(
-    params: list[Tensor], grads: list[Tensor], lr: float, weight_decay: float, factor: float, scope: Scope, foreach: bool
-) -> list[Tensor]:
+def _clip_coefficients(params: list[Tensor], grads: list[Tensor], rates: _Rates, scope: Scope, foreach: bool) -> list[Tensor]:
     """One coefficient of shape () per gradient; the same object where a norm is shared."""
-    if lr == 0.0:
+    if rates.lr == 0.0:
         return [torch.ones((), device=params[0].device)] * len(params)
-    relative = factor * math.sqrt(2.0 * weight_decay / lr)
-    param_norms, grad_norms = _norms(params, foreach), _norms(grads, foreach)
-    if scope != "tensor":
-        param_norms, grad_norms = [_total(param_norms)], [_total(grad_norms)]
+    relative = cast(float, rates.clip_factor) * (1.0 - rates.momentum) * math.sqrt(2.0 * rates.weight_decay / rates.lr)
     coefficients = [
         # Not min(1, threshold / norm), which is NaN if both are zero.
         torch.where(grad_norm > relative * param_norm, relative * param_norm / grad_norm, torch.ones_like(grad_norm))
-        for param_norm, grad_norm in zip(param_norms, grad_norms, strict=True)
+        for param_norm, grad_norm in _norm_pairs(params, grads, scope, foreach)
     ]
     return coefficients if scope == "tensor" else coefficients * len(params)
+
+
+def _start_in_equilibrium_(part: _Part) -> None:
+    """Rescale parameters, and gradients by the inverse, so that their norms have the ratio of the equilibrium."""
+    rates, scope = _rates([part]), part.group["scope"]
+    relative = (1.0 - rates.momentum) * math.sqrt(2.0 * rates.weight_decay / rates.lr)
+    factors = [
+        torch.where((param_norm > 0.0) & (grad_norm > 0.0), grad_norm / (relative * param_norm), torch.ones_like(grad_norm)).sqrt()
+        for param_norm, grad_norm in _norm_pairs(part.params, part.grads, scope, part.foreach)
+    ]
+    factors = factors if scope == "tensor" else factors * len(part.params)
+    _scale_(part.params, factors, part.foreach)
+    _scale_(part.grads, [1.0 / factor for factor in factors], part.foreach)
+
+
+def _norm_pairs(params: list[Tensor], grads: list[Tensor], scope: Scope, foreach: bool) -> list[tuple[Tensor, Tensor]]:
+    """Norms of parameters and gradients: of each tensor for scope "tensor", else of all together."""
+    param_norms, grad_norms = _norms(params, foreach), _norms(grads, foreach)
+    if scope != "tensor":
+        param_norms, grad_norms = [_total(param_norms)], [_total(grad_norms)]
+    return list(zip(param_norms, grad_norms, strict=True))
 
 
 def _norms(tensors: list[Tensor], foreach: bool) -> list[Tensor]:

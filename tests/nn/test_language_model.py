@@ -84,6 +84,20 @@ def test_initial_spread_is_as_configured() -> None:
         assert weight.std().item() == pytest.approx(0.1 * 0.880, rel=0.03)  # of a normal cut at two deviations
 
 
+def test_balanced_weights_have_spreads_of_their_own() -> None:
+    plain, balanced = (
+        CharTransformer(CharTransformerConfig(vocab_size=65, init_std=0.1, scale_invariant=True, balanced=value))
+        for value in (False, True)
+    )
+    factors = {"entry.linear": 3.3, "token_embedding": 2.2, "position_embedding": 2.2, "blocks.3.attention.query": 0.5}
+    factors |= {"blocks.0.attention.key": 0.5, "blocks.0.attention.value": 1.0, "blocks.1.contract": 1.0, "head": 1.0}
+    for name, factor in factors.items():
+        expected = factor * plain.get_submodule(name).weight
+        torch.testing.assert_close(balanced.get_submodule(name).weight, expected, rtol=1e-6, atol=0)
+    assert balanced.entry.gain.tolist() == pytest.approx([0.3] * 128)
+    assert set(plain.entry.gain.tolist()) == {1.0}
+
+
 def test_tied_head_is_the_token_embedding() -> None:
     model = small(tie_head=True)
     assert model.head.weight is model.token_embedding.weight
@@ -163,6 +177,8 @@ def test_dropout_acts_in_training_only(scale_invariant: bool) -> None:
         ({"num_heads": 5}, "num_heads must be a divisor of width, got 5 heads for width 12"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"init_std": 0.0}, "init_std must be > 0, got 0.0"),
+        ({"balanced": True}, "balanced must be False unless scale_invariant"),
+        ({"attention": "gelu"}, "weights must be 'relu' or 'softmax', got 'gelu'"),
         ({"scale_invariant": True, "tie_head": True}, "tie_head must be False if scale_invariant"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from rlopt.nn import (
     ScaleInvariantLinear,
     ScaleInvariantMLP,
 )
-from rlopt.nn.scale_invariant import normalize_rows
+from rlopt.nn.scale_invariant import AttentionWeights, normalize_rows
 from rlopt.optim import is_scale_invariant
 
 FACTORS = (0.1, 3.0, 50.0)
@@ -35,8 +37,8 @@ def scaled(module: nn.Module, factor: float) -> nn.Module:
     return copied
 
 
-def transformer() -> tuple[CharTransformer, Tensor]:
-    config = CharTransformerConfig(vocab_size=11, context=8, num_layers=2, num_heads=2, width=12, scale_invariant=True)
+def transformer(**options: Any) -> tuple[CharTransformer, Tensor]:
+    config = CharTransformerConfig(vocab_size=11, context=8, num_layers=2, num_heads=2, width=12, scale_invariant=True, **options)
     tokens = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(0))
     return CharTransformer(config).double(), tokens
 
@@ -96,8 +98,28 @@ def test_attention_equals_plain_loops(causal: bool) -> None:
     torch.testing.assert_close(attention(x), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_causal_attention_does_not_see_the_future() -> None:
-    attention = ScaleInvariantAttention(6, 2, causal=True).double()
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [False, True])
+def test_softmax_attention_of_normalised_queries_and_keys_equals_plain_loops(causal: bool) -> None:
+    attention = ScaleInvariantAttention(6, 2, causal=causal, weights="softmax").double()
+    x = randn(2, 5, 6)
+    expected = torch.zeros_like(x)
+    for batch in range(2):
+        for head in range(2):
+            part = slice(3 * head, 3 * head + 3)
+            q, k, v = (x[batch] @ layer.weight[part].T for layer in (attention.query, attention.key, attention.value))
+            q, k = ((t - t.mean(1, keepdim=True)) / t.std(1, correction=0, keepdim=True) for t in (q, k))
+            for i in range(5):
+                seen = range(i + 1) if causal else range(5)
+                scores = [math.exp(float(q[i] @ k[j]) / math.sqrt(3)) for j in seen]
+                mix = sum(s / sum(scores) * v[j] for s, j in zip(scores, seen, strict=True))
+                expected[batch, i] += mix @ attention.out.weight[:, part].T
+    torch.testing.assert_close(attention(x), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("weights", ["relu", "softmax"])
+def test_causal_attention_does_not_see_the_future(weights: AttentionWeights) -> None:
+    attention = ScaleInvariantAttention(6, 2, causal=True, weights=weights).double()
     x = randn(1, 5, 6)
     changed = x.clone()
     changed[:, 3:] = randn(1, 2, 6, seed=1)
@@ -122,11 +144,12 @@ def test_query_without_positive_score_gets_zeros_and_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_attention_and_block_have_degree_two(factor: float) -> None:
+@pytest.mark.parametrize("weights", ["relu", "softmax"])
+def test_attention_and_block_have_degree_two(factor: float, weights: AttentionWeights) -> None:
     x = randn(2, 5, 6)
-    attention = ScaleInvariantAttention(6, 2, causal=True).double()
+    attention = ScaleInvariantAttention(6, 2, causal=True, weights=weights).double()
     torch.testing.assert_close(scaled(attention, factor)(x), factor**2 * attention(x), rtol=1e-11, atol=0)
-    block = ScaleInvariantBlock(6, 2, causal=True).double()
+    block = ScaleInvariantBlock(6, 2, causal=True, weights=weights).double()
     torch.testing.assert_close(scaled(block, factor)(factor**2 * x), factor**2 * block(x), rtol=1e-11, atol=1e-13 * factor**2)
 
 
@@ -143,8 +166,9 @@ def test_residual_stream_of_the_transformer_scales_with_the_square() -> None:
         torch.testing.assert_close(streams[-1], factor**2 * streams[0], rtol=1e-9, atol=0)
 
 
-def test_encoder_of_the_transformer_is_scale_invariant_and_the_head_is_not() -> None:
-    model, tokens = transformer()
+@pytest.mark.parametrize("options", [{}, {"attention": "softmax"}, {"balanced": True}])
+def test_encoder_of_the_transformer_is_scale_invariant_and_the_head_is_not(options: dict[str, Any]) -> None:
+    model, tokens = transformer(**options)
     assert is_scale_invariant(model, tokens, model.scale_invariant_parameters(), factors=FACTORS, rtol=1e-9)
     assert not is_scale_invariant(model, tokens)
     assert len(list(model.scale_invariant_parameters())) == len(list(model.parameters())) - 1
@@ -205,6 +229,10 @@ def test_modules_keep_float32() -> None:
 def test_wrong_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="num_heads must be a divisor of width, got 4 heads for width 6"):
         ScaleInvariantAttention(6, 4, causal=True)
+    with pytest.raises(ValueError, match="weights must be 'relu' or 'softmax', got 'gelu'"):
+        ScaleInvariantAttention(6, 2, causal=True, weights="gelu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weights 'softmax' need heads of width >= 2, got 1"):
+        ScaleInvariantAttention(6, 6, causal=True, weights="softmax")
     with pytest.raises(ValueError, match="out_features must be >= 2, got 1"):
         ScaleInvariantLinear(3, 1)
     with pytest.raises(ValueError, match="hidden_features must hold at least one width"):

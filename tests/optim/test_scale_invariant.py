@@ -129,7 +129,7 @@ def test_momentum_takes_in_clipped_gradients_and_decay_stays_outside() -> None:
     value, velocity = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for grad in ([0.0, 100.0], [30.0, 0.0], [-500.0, 70.0]):
         x.grad = torch.tensor(grad, dtype=torch.float64)
-        velocity = 0.5 * velocity + x.grad * min(1.0, 10 * float(value.norm()) / float(x.grad.norm()))
+        velocity = 0.5 * velocity + x.grad * min(1.0, 0.5 * 10 * float(value.norm()) / float(x.grad.norm()))
         value = (1 - 8e-6) * value - 8e-4 * velocity
         optimizer.step()
         torch.testing.assert_close(x.detach(), value, rtol=1e-14, atol=0)
@@ -245,6 +245,67 @@ def test_scale_of_the_weights_is_undone_by_lr_and_decay(clip_factor: float | Non
     assert all(torch.equal(4.0 * a, b) for a, b in zip(plain, scaled, strict=True))
 
 
+# The start in equilibrium.
+
+
+def test_start_in_equilibrium_by_hand() -> None:
+    # lr 0.02, decay 0.01, momentum 0.5: ratio 0.5 sqrt(2 * 0.01 / 0.02) = 0.5. |x| = 5, |g| = 40: c^2 = 40 / (0.5 * 5) = 16.
+    x, left_out = parameter([3.0, 4.0]), parameter([7.0])
+    optimizer = ScaleInvariantSGD([x, left_out], lr=0.02, weight_decay=0.01, momentum=0.5, start_in_equilibrium=True)
+    x.grad = torch.tensor([32.0, -24.0], dtype=torch.float64)
+    optimizer.step()
+    # x = (12, 16) with g = (8, -6), which is at the ratio and not clipped.
+    assert x.tolist() == pytest.approx([12 * (1 - 2e-4) - 0.02 * 8, 16 * (1 - 2e-4) + 0.02 * 6], rel=1e-14)
+    assert x.grad.tolist() == [32.0, -24.0]
+    assert left_out.item() == 7.0
+    assert optimizer.param_groups[0]["start_in_equilibrium"] is False
+    first, second = x.tolist()
+    x.grad = torch.zeros_like(x)
+    optimizer.step()  # only momentum and decay: no second rescaling
+    assert x.tolist() == pytest.approx([first * (1 - 2e-4) - 0.02 * 4, second * (1 - 2e-4) + 0.02 * 3], rel=1e-14)
+
+
+@pytest.mark.parametrize("scope", ["global", "group", "tensor"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_scales_of_weights_and_loss_and_lr_do_not_matter_from_equilibrium(scope: str, momentum: float, foreach: bool) -> None:
+    options = {"scope": scope, "momentum": momentum, "foreach": foreach, "start_in_equilibrium": True}
+    plain = trajectory(lr=0.25, weight_decay=1 / 16, **options)
+    for change in ({"start_scale": 100.0}, {"loss_scale": 1e-3}, {"lr": 4.0, "weight_decay": 1 / 256}):
+        other = trajectory(**{"lr": 0.25, "weight_decay": 1 / 16, **options, **change})
+        for a, b in zip(plain, other, strict=True):
+            torch.testing.assert_close(a / a.norm(), b / b.norm(), rtol=1e-10, atol=1e-12)
+
+
+def test_start_in_equilibrium_waits_for_a_learning_rate_and_leaves_zeros() -> None:
+    x, zero = parameter([3.0, 4.0]), parameter([0.0])
+    groups = [{"params": [x]}, {"params": [zero]}]
+    optimizer = ScaleInvariantSGD(groups, lr=0.0, weight_decay=0.5, scope="group", start_in_equilibrium=True)
+    set_grads([x, zero], [torch.tensor([4.0, -3.0], dtype=torch.float64), torch.tensor([0.0], dtype=torch.float64)])
+    optimizer.step()
+    assert x.tolist() == [3.0, 4.0]
+    for group in optimizer.param_groups:
+        assert group["start_in_equilibrium"] is True
+        group["lr"] = 1.0  # ratio 1: x and g have it already
+    optimizer.step()
+    assert x.tolist() == [0.5 * 3.0 - 4.0, 0.5 * 4.0 + 3.0]
+    assert zero.item() == 0.0
+
+
+def test_a_run_resumed_after_its_start_does_not_start_again() -> None:
+    x = parameter([3.0, 4.0])
+    optimizer = ScaleInvariantSGD([x], lr=0.02, weight_decay=0.01, start_in_equilibrium=True)
+    x.grad = torch.tensor([32.0, -24.0], dtype=torch.float64)
+    optimizer.step()
+    y = parameter(x.tolist())
+    resumed = ScaleInvariantSGD([y], lr=0.02, weight_decay=0.01, start_in_equilibrium=True)
+    resumed.load_state_dict(optimizer.state_dict())
+    for parameter_, optimizer_ in ((x, optimizer), (y, resumed)):
+        parameter_.grad = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        optimizer_.step()
+    assert x.tolist() == y.tolist()
+
+
 def test_norm_settles_at_its_equilibrium() -> None:
     # A gradient of norm 3 / |x|, orthogonal to x: the norm goes to 3 sqrt(lr / (decay (2 - lr decay))) = 0.6000012.
     lr, decay, sigma = 8e-4, 0.01, 3.0
@@ -304,6 +365,7 @@ def test_parameters_without_gradient_are_left_alone() -> None:
         ({"weight_decay": -0.1}, "weight_decay must be a finite number >= 0, got -0.1"),
         ({"lr": 10.0, "weight_decay": 0.1}, r"lr \* weight_decay must be < 1, got 10.0 \* 0.1"),
         ({"clip_factor": 0.5}, r"factor \(clip_factor\) must be >= 1 or None, got 0.5"),
+        ({"weight_decay": 0.0, "clip_factor": None, "start_in_equilibrium": True}, "weight_decay must be > 0 with start_in"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"scope": "layer"}, "scope must be 'global', 'group' or 'tensor', got 'layer'"),
     ],
