@@ -4,6 +4,9 @@
 round after round; what is shown is the CPU time of a whole step (forward, backward, step), its ratio to SGD, the time of nothing
 but the matrix products that the method needs at least, done right beside it, and the bytes of state.
 
+The package `locoprop` 0.1.0 is measured where it is installed (`pip install --no-deps locoprop==0.1.0`), at its own number of
+iterations, with and without its correction of the inputs, for which it calls each layer once more.
+
 A layer has 3 products per step (the first layer 2: its inputs need no gradient); each of T local iterations after the first adds
 2, or, for layers without transfer, X'X once and 1 smaller one where that is less; the closed form adds X'X, a Cholesky
 factorisation and two triangular solves.
@@ -15,11 +18,13 @@ Commands:
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlopt.optim.locoprop import LocoProp
+from rlopt.optim.muon import Float32Muon
 from rlopt.optim.rmsprop_tf import RMSpropTF
 
 WIDTHS = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
@@ -47,7 +53,7 @@ class Config:
     precision: str = "highest"
     """Precision of float32 products: highest, high or medium."""
     with_muon: bool = False
-    """Measure Muon too, whose products are in bfloat16: seconds per step on a processor without instructions for it."""
+    """Measure torch's Muon too, whose products are in bfloat16: seconds per step on a processor without instructions for it."""
     only: tuple[str, ...] = ()
     """Parts of names of the methods to measure besides SGD; none: all."""
 
@@ -107,19 +113,17 @@ def torch_method(make: Callable[[nn.Module], list[torch.optim.Optimizer]], image
     return Method(step, products, optimizers)
 
 
-def peer_method(images: Tensor, products: Step) -> Method | None:
-    """Make the row of the package `locoprop`, with its defaults (T = 5), if it is installed."""
-    try:
-        from locoprop import LocoLayer, LocopropTrainer
-    except ImportError:
-        return None
+def peer_method(images: Tensor, products: Step, correction: float) -> Method:
+    """Make a row of the package `locoprop`, with its defaults but for the correction of inputs (0.1)."""
+    from locoprop import LocoLayer, LocopropTrainer
+
     parts = list(make_net())
     layers = [
         LocoLayer(layer, nn.Sigmoid() if index == len(WIDTHS) - 2 else activation, implicit=index == len(WIDTHS) - 2)
         for index, (layer, activation) in enumerate(zip(parts[::2], parts[1::2], strict=True))
     ]
-    trainer = LocopropTrainer(nn.Sequential(*layers), loss_of)
-    return Method(lambda: trainer.step(images, images), products, [])
+    trainer = LocopropTrainer(nn.Sequential(*layers), loss_of, correction=correction)
+    return Method(lambda: trainer.step(images, images), products, trainer.opts)
 
 
 def products_of(batch: int, num_iters: int = 1, *, matching: bool = True, exact: bool = False) -> Step:
@@ -155,35 +159,36 @@ def methods(config: Config, images: Tensor) -> dict[str, Method]:
         transfer = {} if options.get("variant") == "squared" else {"transfer": {"14": "sigmoid"}}
         return lambda net: [LocoProp(net, **transfer, **options)]  # type: ignore[arg-type]
 
-    def muon(net: nn.Module) -> list[torch.optim.Optimizer]:
-        return [
-            torch.optim.Muon([param for param in net.parameters() if param.ndim == 2], lr=1e-3),
+    def muon(kind: type[torch.optim.Muon]) -> Callable[[nn.Module], list[torch.optim.Optimizer]]:
+        return lambda net: [
+            kind([param for param in net.parameters() if param.ndim == 2], lr=1e-3),
             torch.optim.Adam([param for param in net.parameters() if param.ndim == 1], lr=1e-3),
         ]
 
-    plain = products_of(config.batch)
+    plain, five = products_of(config.batch), products_of(config.batch, 5)
     closed = {"variant": "squared", "solver": "closed_form", "gamma": 500.0, "prox_eta": 1.0}
     makers: dict[str, tuple[Callable[[nn.Module], list[torch.optim.Optimizer]], Step]] = {
         "SGD": (lambda net: [torch.optim.SGD(net.parameters(), lr=1e-3)], plain),
         "Adam": (lambda net: [torch.optim.Adam(net.parameters(), lr=1e-3)], plain),
         "RMSprop": (lambda net: [torch.optim.RMSprop(net.parameters(), lr=1e-3)], plain),
         "RMSpropTF": (lambda net: [RMSpropTF(net.parameters(), lr=1e-3)], plain),
-        "Muon + Adam": (muon, plain),
+        "Muon + Adam": (muon(torch.optim.Muon), plain),
+        "Muon in float32 + Adam": (muon(Float32Muon), plain),
         "LocoProp-M, T = 1": (locoprop(local_iters=1), plain),
-        "LocoProp-M, T = 5": (locoprop(local_iters=5), products_of(config.batch, 5)),
+        "LocoProp-M, T = 5": (locoprop(local_iters=5), five),
         "LocoProp-M, T = 10": (locoprop(local_iters=10), products_of(config.batch, 10)),
         "LocoProp-S, T = 10": (locoprop(variant="squared"), products_of(config.batch, 10, matching=False)),
         "LocoProp-S, closed form": (locoprop(**closed), products_of(config.batch, exact=True)),
     }
     if not config.with_muon:
         del makers["Muon + Adam"]
-    chosen = {
-        name: torch_method(make, images, products)
-        for name, (make, products) in makers.items()
-        if name == "SGD" or not config.only or any(part in name for part in config.only)
+    rows = {name: partial(torch_method, make, images, products) for name, (make, products) in makers.items()}
+    if importlib.util.find_spec("locoprop") is not None:
+        rows["package locoprop, T = 5"] = partial(peer_method, images, five, 0.1)
+        rows["package locoprop, T = 5, correction 0"] = partial(peer_method, images, five, 0.0)
+    return {
+        name: make() for name, make in rows.items() if name == "SGD" or not config.only or any(part in name for part in config.only)
     }
-    peer = None if config.only else peer_method(images, products_of(config.batch, 5))
-    return chosen if peer is None else {**chosen, "package locoprop, T = 5": peer}
 
 
 def cpu_seconds(call: Step) -> float:
@@ -215,8 +220,7 @@ def main(config: Config) -> None:
         to_sgd = statistics.median(a / b for a, b in zip(steps[name], steps["SGD"], strict=True))
         to_products = statistics.median(a / b for a, b in zip(steps[name], products[name], strict=True))
         numbers = f"{1e3 * statistics.median(steps[name]):.0f} | {to_sgd:.2f} | {1e3 * statistics.median(products[name]):.0f}"
-        memory = f"{row.state_bytes / 2**20:.1f}" if row.optimizers else ""
-        print(f"| {name} | {numbers} | {to_products:.2f} | {memory} |")
+        print(f"| {name} | {numbers} | {to_products:.2f} | {row.state_bytes / 2**20:.1f} |")
 
 
 if __name__ == "__main__":

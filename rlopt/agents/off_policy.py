@@ -7,7 +7,7 @@ import io
 import pathlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -20,6 +20,8 @@ from rlopt.agents.optimizing import trained_part
 from rlopt.agents.td_errors import td_error
 from rlopt.optim import OptimizerLike, build_optimizer
 from rlopt.replay import HindsightReplay, Replay, UniformReplay
+
+Learner = TypeVar("Learner", bound="OffPolicyLearner")
 
 
 class OffPolicyLearner(OffPolicyAlgorithm):
@@ -50,7 +52,22 @@ class OffPolicyLearner(OffPolicyAlgorithm):
             kwargs["learning_rate"] = 1.0
         super().__init__(*args, **kwargs)
 
+    @classmethod
+    def load(cls: type[Learner], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Learner:
+        """Load a saved agent, as Stable-Baselines3 does; what is given here counts as given to the constructor.
+
+        Args:
+            path: The file.
+            *args: As in Stable-Baselines3.
+            **kwargs: As in Stable-Baselines3.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        return super().load(path, *args, **kwargs, _given_to_load=list(kwargs))
+
     def _setup_model(self) -> None:
+        self._given += self.__dict__.pop("_given_to_load", [])
         self._setup_replay_and_policy()
         self._own_rates: dict[Optimizer, list[float]] = {}
         if self.optimizer is not None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-from rlopt.optim import CombinedOptimizer, LocoProp, needs_closure
+from rlopt.optim import KFAC, CombinedOptimizer, LocoProp, needs_closure
 
 T = TypeVar("T")
 Evaluation = tuple[th.Tensor, ...]
@@ -102,9 +102,15 @@ def steps_along_gradient(optimizer: Optimizer) -> bool:
     return not isinstance(optimizer, (LocoProp, LBFGS)) and all(map(steps_along_gradient, parts))
 
 
-def without_recording(optimizer: Optimizer) -> AbstractContextManager[Any]:
-    """Let an optimizer that records forward passes of its network (LocoProp) leave out those inside."""
-    return optimizer.suspended() if isinstance(optimizer, LocoProp) else nullcontext()
+@contextmanager
+def without_recording(optimizer: Optimizer) -> Iterator[None]:
+    """Let an optimizer that records forward passes of its network (LocoProp, K-FAC) leave out those inside."""
+    with ExitStack() as stack:
+        if isinstance(optimizer, LocoProp | KFAC):
+            stack.enter_context(optimizer.suspended())
+        for part in optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else ():
+            stack.enter_context(without_recording(part))
+        yield
 
 
 def trained_part(critic: ContinuousCritic) -> nn.Module:

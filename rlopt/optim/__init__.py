@@ -8,6 +8,7 @@ from rlopt.optim.invariance import is_scale_invariant, scale_dependent_parameter
 from rlopt.optim.kfac import KFAC
 from rlopt.optim.lamb import LAMB
 from rlopt.optim.locoprop import LocoProp
+from rlopt.optim.muon import Float32Muon
 from rlopt.optim.rmsprop_tf import RMSpropTF
 from rlopt.optim.sam import SAM
 from rlopt.optim.scale_invariant import ScaleInvariantSGD, relative_global_clip
@@ -52,6 +53,7 @@ __all__ = [
     "Agc",
     "BaseSpec",
     "CombinedOptimizer",
+    "Float32Muon",
     "Kfac",
     "Lamb",
     "Lars",

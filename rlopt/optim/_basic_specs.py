@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from rlopt.optim._building import Spec, decay_groups, parameters_named
 from rlopt.optim.combined import CombinedOptimizer
 from rlopt.optim.lamb import LAMB
+from rlopt.optim.muon import Float32Muon
 from rlopt.optim.rmsprop_tf import RMSpropTF
 from rlopt.optim.scale_invariant import ScaleInvariantSGD, Scope
 
@@ -181,6 +182,8 @@ class Muon(Spec):
     """Newton-Schulz iterations, > 0."""
     scale: Literal["original", "match_rms_adamw"] = "original"
     """original: sqrt(max(1, rows / columns)). match_rms_adamw: 0.2 sqrt(max(rows, columns)), for learning rates of AdamW."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the Newton-Schulz iterations. float32 is `rlopt.optim.Float32Muon`, much faster on a CPU without bfloat16 instructions."""
     adam_names: tuple[str, ...] = ()
     """Patterns of names of further parameters for Adam, such as "head.*"."""
     adam_lr: float = 1e-3
@@ -189,6 +192,12 @@ class Muon(Spec):
     """Of everything else."""
     adam_weight_decay: float = 0.0
     """Of everything else, >= 0."""
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if self.precision not in ("bfloat16", "float32"):
+            raise ValueError(f"precision must be 'bfloat16' or 'float32', got {self.precision!r}.")
 
     def build(self, module: nn.Module) -> Optimizer:
         """Make the optimizer."""
@@ -199,8 +208,9 @@ class Muon(Spec):
         others = [p for p in params if p.ndim != 2 or id(p) in to_adam]
         parts: list[Optimizer] = []
         if matrices:
+            kind = Float32Muon if self.precision == "float32" else torch.optim.Muon
             parts.append(
-                torch.optim.Muon(
+                kind(
                     matrices, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay,
                     ns_steps=self.ns_steps, adjust_lr_fn=self.scale,
                 )
@@ -252,6 +262,8 @@ class ScaleInvariantSGDSpec(Spec):
     """In [0, 1); the paper has none."""
     scope: Scope = "global"
     """What shares a norm: everything (paper), each innermost module that names its parameters, or each tensor."""
+    start_in_equilibrium: bool = False
+    """Whether the first step rescales the scale-invariant parameters to their norm in equilibrium; the paper does not."""
     others: OthersSpec = field(default_factory=Lamb)
     """Optimizer of all other parameters (default: paper)."""
 
@@ -272,6 +284,7 @@ class ScaleInvariantSGDSpec(Spec):
             ScaleInvariantSGD(
                 [{"params": group} for group in groups], lr=self.lr, weight_decay=self.weight_decay,
                 clip_factor=self.clip_factor, momentum=self.momentum, scope=self.scope,
+                start_in_equilibrium=self.start_in_equilibrium,
             )
         ]  # fmt: skip
         rest = nn.ParameterList(p for p in module.parameters() if id(p) not in invariant)

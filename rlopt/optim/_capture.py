@@ -9,7 +9,7 @@ network (the gradient of a critic with respect to actions, for instance) leaves 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rlopt.optim._activations import LOSSES, transfer_of_call, transfer_of_module
+from rlopt.optim._hooks import Hook, Link, WeakHook, remove_hooks
 from rlopt.optim._layers import next_modules
 from rlopt.optim.transfers import IDENTITY, Transfer
 
+OwnParameters = tuple[Tensor, Tensor | None]  # weight and bias of a layer
 Mark = tuple[int, int]  # place and version of a gradient: both the same means that nobody has changed it
 
 
@@ -65,35 +67,14 @@ class Use:
         return self.activated
 
 
-class WeakHook:
-    """A hook that does not keep its owner alive, and whose copies (deepcopy, pickle) do nothing."""
-
-    def __init__(self, method: Callable[..., Any] | None = None) -> None:
-        self._method = None if method is None else weakref.WeakMethod(method)
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether calls have no effect any more."""
-        return self._method is None or self._method() is None
-
-    def __call__(self, *args: Any) -> None:
-        method = None if self._method is None else self._method()
-        if method is not None:
-            method(*args)
-
-    def __reduce__(self) -> tuple[type[WeakHook], tuple[()]]:
-        return WeakHook, ()
-
-
 class LayerRecord:
     """A layer that can have a local problem, and its uses since the last step."""
 
-    def __init__(self, name: str, module: nn.Linear | nn.Conv2d, recorder: Recorder) -> None:
+    def __init__(self, name: str, module: nn.Linear | nn.Conv2d, own: OwnParameters, recorder: Recorder) -> None:
         self.name = name
         self.module = module
         self.recorder = recorder
-        self.weight: Tensor = module.weight
-        self.bias: Tensor | None = module.bias
+        self.weight, self.bias = own
         self.unit_dim = 1 if isinstance(module, nn.Conv2d) else -1
         self.explicit: Transfer | None = None
         self.next_module: nn.Module | None = None
@@ -238,47 +219,52 @@ class _CallWatch(TorchFunctionMode):
         return result
 
 
+def _unchanged(grad: Tensor) -> Tensor:
+    return grad
+
+
 class Recorder:
-    """The layers of a module that can have a local problem, and the hooks on them.
+    """Records of the layers of a module. It hears of passes through the hooks that `attach_hooks` puts on the module.
 
     Args:
         module: The network.
-        names: Names of the layers.
+        layers: Names of the layers and their parameters; inside of `functional_call` the module would show others.
         detect: Whether to look for the activations that the layers' outputs go through.
         unscaled: Takes the loss scale out of a gradient.
+
+    Attributes:
+        layers: Name -> record.
     """
 
-    def __init__(self, module: nn.Module, names: list[str], *, detect: bool, unscaled: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Mapping[str, OwnParameters],
+        *,
+        detect: bool = False,
+        unscaled: Callable[[Tensor], Tensor] = _unchanged,
+    ) -> None:
         self.is_active = True
         self.is_closed = False
         self.unscaled = unscaled
         self.watched: dict[int, tuple[weakref.ref[Tensor], Use, int]] = {}
         self._depth: list[nn.Module | None] = []
         self._watch: Any = _CallWatch(self)
-        remove_dead_hooks(module)
         modules: dict[str, Any] = dict(module.named_modules())
-        self.layers = [LayerRecord(name, modules[name], self) for name in names]
+        self.layers = {name: LayerRecord(name, modules[name], own, self) for name, own in layers.items()}
         self.handles: list[Any] = []
-        for layer in self.layers:
-            self.handles.append(layer.module.register_forward_hook(WeakHook(layer.on_forward), with_kwargs=True))
         if detect:
-            self._detect_in(module)
+            followers = next_modules(module)
+            for layer in self.layers.values():
+                layer.next_module = followers.get(layer.module)
 
-    def _detect_in(self, module: nn.Module) -> None:
-        followers = next_modules(module)
-        for layer in self.layers:
-            layer.next_module = followers.get(layer.module)
-        for container in module.modules():
-            if next(container.children(), None) is not None:
-                self.handles.append(container.register_forward_pre_hook(WeakHook(self._on_enter)))
-                # Called after errors too, or the watch would stay in force.
-                self.handles.append(container.register_forward_hook(WeakHook(self._on_leave), always_call=True))
-
-    def _on_enter(self, module: nn.Module, args: Any) -> None:
+    def on_enter(self, module: nn.Module, args: Any) -> None:
+        """Begin to watch, when a module with parts is called."""
         if self.is_active and torch.is_grad_enabled():
             self._enter(module)
 
-    def _on_leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def on_leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Stop watching, when the module has returned."""
         if self._depth and self._depth[-1] is module:
             self._leave()
 
@@ -334,11 +320,11 @@ class Recorder:
 
     def forget(self) -> None:
         """Drop what was recorded."""
-        for layer in self.layers:
+        for layer in self.layers.values():
             layer.forget()
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Drop what was recorded, and record nothing any more."""
         self.is_closed = True
         self.forget()
         for handle in self.handles:
@@ -346,11 +332,14 @@ class Recorder:
         self.handles.clear()
 
 
-def remove_dead_hooks(module: nn.Module) -> None:
-    """Remove the hooks without effect that a copied module inherited."""
-    for part in module.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, WeakHook) and hook.is_dead]:
-                del hooks[key]
-                part._forward_hooks_with_kwargs.pop(key, None)
-                part._forward_hooks_always_called.pop(key, None)
+def attach_hooks(module: nn.Module, names: Iterable[str], link: Link, *, detect: bool) -> None:
+    """Put the hooks on a module that tell the recorder behind a link of its passes; arguments as in `Recorder`."""
+    remove_hooks(module)
+    modules: dict[str, Any] = dict(module.named_modules())
+    for name in names:
+        modules[name].register_forward_hook(Hook(link, "on_forward", name), with_kwargs=True)
+    for container in modules.values() if detect else ():
+        if next(container.children(), None) is not None:
+            container.register_forward_pre_hook(Hook(link, "on_enter"))
+            # Called after errors too, or the watch would stay in force.
+            container.register_forward_hook(Hook(link, "on_leave"), always_call=True)

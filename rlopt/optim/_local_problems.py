@@ -35,14 +35,14 @@ class LinearRows:
         """B."""
         return self.inputs.shape[-2]
 
-    def predict(self, params: Tensors, out: Tensor | None = None) -> Tensor:
-        """Return the pre-activations (B, O)."""
+    def predict(self, params: Tensors, out: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """Return the pre-activations (B, O), times a factor."""
         weight, bias = params["weight"].mT, params.get("bias")
-        if self.inputs.dim() == 2:
-            return torch.mm(self.inputs, weight, out=out) if bias is None else torch.addmm(bias, self.inputs, weight, out=out)
         if bias is None:
-            return torch.bmm(self.inputs, weight, out=out)
-        return torch.baddbmm(bias, self.inputs, weight, out=out)
+            outputs = torch.matmul(self.inputs, weight, out=out)
+            return outputs if factor == 1.0 else outputs.mul_(factor)
+        add_product = torch.addmm if self.inputs.dim() == 2 else torch.baddbmm
+        return add_product(bias, self.inputs, weight, beta=factor, alpha=factor, out=out)
 
     def gradients(self, residual: Tensor, trained: Tensors, out: Tensors | None = None) -> Tensors:
         """Return the gradients of the trained parameters from f(A) - target (B, O)."""

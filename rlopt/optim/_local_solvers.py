@@ -35,6 +35,37 @@ def target_of(problem: LocalProblem, gamma: Gamma) -> Tensor:
     return torch.sub(predicted, problem.delta, alpha=gamma)
 
 
+class _Residual:
+    """f(X W' + b) - Y* at changing parameters, in a buffer of its own.
+
+    On a CPU tanh is made of the sigmoid, as in `transfers`: tanh(a) = 2 sigmoid(2 a) - 1. The factors and the 1 then cost nothing
+    if they go into the product and the difference.
+    """
+
+    def __init__(self, problem: LocalProblem, gamma: Gamma) -> None:
+        self.problem = problem
+        self.target = target_of(problem, gamma)
+        self.by_sigmoid = (
+            problem.transfer.function is torch.tanh
+            and isinstance(problem.rows, LinearRows)
+            and self.target.dtype is torch.float32
+            and self.target.device.type == "cpu"
+        )
+        if self.by_sigmoid:
+            self.target.add_(1.0).neg_()
+        self.buffer: Tensor | None = None
+
+    def now(self) -> Tensor:
+        """Compute it."""
+        rows, params = self.problem.rows, self.problem.params
+        if self.by_sigmoid:
+            assert isinstance(rows, LinearRows)
+            self.buffer = rows.predict(params, out=self.buffer, factor=2.0)
+            return torch.add(self.target, self.buffer.sigmoid_(), alpha=2.0, out=self.buffer)
+        self.buffer = rows.predict(params, out=self.buffer)
+        return self.problem.transfer.apply_(self.buffer, rows.unit_dim).sub_(self.target)
+
+
 def local_loss(problem: LocalProblem, target: Tensor, start: Tensors, settings: LocalSettings) -> Tensor | None:
     """Return the local loss of each layer at the current parameters, without its constant; None if f has no potential.
 
@@ -66,15 +97,13 @@ def descend(problem: LocalProblem, rule: InnerRule, states: dict[str, State], se
     gram = _cheaper_gram(problem, num_iters)
     start = {name: problem.trained[name].clone() for name in names} if gram is not None or eta is not None else {}
     # Before the first update, since W_t may be needed to recompute A.
-    target = target_of(problem, gamma) if num_iters > 1 and gram is None else None
-    residual, grads = None, first
+    residual = _Residual(problem, gamma) if num_iters > 1 and gram is None else None
+    grads = first
     for k in range(num_iters):
         if k > 0 and gram is not None:
             grads = gram.gradients({name: problem.trained[name] - start[name] for name in names}, first)
-        elif k > 0 and target is not None:
-            residual = problem.rows.predict(problem.params, out=residual)
-            problem.transfer.apply_(residual, problem.rows.unit_dim).sub_(target)
-            grads = problem.rows.gradients(residual, problem.trained, out=grads)
+        elif k > 0 and residual is not None:
+            grads = problem.rows.gradients(residual.now(), problem.trained, out=grads)
         if k > 0 and eta is not None:
             for name in names:
                 grads[name].add_(problem.trained[name] - start[name], alpha=1.0 / eta)
@@ -86,33 +115,52 @@ def iterate_to_fixed_point(problem: LocalProblem, settings: LocalSettings) -> No
     """Repeat W <- W_t - eta (f(X W') - Y*)' X in place; a fixed point solves the proximal problem."""
     eta = settings.prox_eta
     assert eta is not None
-    target = target_of(problem, settings.gamma)
+    residual = _Residual(problem, settings.gamma)
     start = {name: param.clone() for name, param in problem.trained.items()}
     grads = {name: grad * settings.gamma for name, grad in problem.start_gradients().items()}
-    residual = None
     for k in range(settings.num_iters):
         if k > 0:
-            residual = problem.rows.predict(problem.params, out=residual)
-            problem.transfer.apply_(residual, problem.rows.unit_dim).sub_(target)
-            grads = problem.rows.gradients(residual, problem.trained, out=grads)
+            grads = problem.rows.gradients(residual.now(), problem.trained, out=grads)
         for name, param in problem.trained.items():
             torch.sub(start[name], grads[name], alpha=eta, out=param)
 
 
+def solve_all_exactly(problems: list[tuple[LocalProblem, LocalSettings]]) -> list[Tensors]:
+    """Return the changes of the parameters that solve the squared problems; waits for the device once.
+
+    Raises:
+        RuntimeError: If inputs or gradients are not finite.
+    """
+    solved = [solve_exactly(problem, settings) for problem, settings in problems]
+    if not solved or not bool(torch.stack([has_failed.any() for _, has_failed in solved]).any()):
+        return [change for change, _ in solved]
+    return [
+        _mended(change, has_failed, problem, settings)
+        for (change, has_failed), (problem, settings) in zip(solved, problems, strict=True)
+    ]
+
+
+def _mended(change: Tensors, has_failed: Tensor, problem: LocalProblem, settings: LocalSettings) -> Tensors:
+    """Replace the changes of the layers whose matrix could not be factorised."""
+    if not bool(has_failed.any()):
+        return change
+    better = solve_by_singular_values(problem, settings)
+    failed = has_failed.view(-1, 1, 1) if has_failed.dim() == 1 else has_failed  # stacked parameters are (K, ., .)
+    return {name: torch.where(failed, better[name], old) for name, old in change.items()}
+
+
 def solve_exactly(problem: LocalProblem, settings: LocalSettings) -> tuple[Tensors, Tensor]:
-    """Return the change of the parameters that solves the squared problem, and what Cholesky's factorisation reports.
+    """Return the change of the parameters that solves the squared problem, and for each layer whether that failed: (K,), or ().
 
     With X the inputs and a column of ones for the bias:  - gamma G (X'X + I / eta)^-1  if there are at least as many rows as
-    columns, else the same number as  - gamma Delta' (X X' + I / eta)^-1 X.  Low precision is solved in float32.
+    columns, else the same number as  - gamma Delta' (X X' + I / eta)^-1 X.  Low precision is solved in float32. Fails where the
+    matrix is not positive definite after rounding; `solve_by_singular_values` solves that as well.
     """
     rows, eta = problem.rows, settings.prox_eta
     assert isinstance(rows, LinearRows)
     assert eta is not None
     dtype = torch.promote_types(problem.delta.dtype, torch.float32)
-    x = rows.inputs.to(dtype)
-    ones = x.new_ones((*x.shape[:-1], 1))
-    columns = ([x] if "weight" in problem.trained else []) + ([ones] if "bias" in problem.trained else [])
-    x = torch.cat(columns, -1) if len(columns) > 1 else columns[0]  # (B, I + 1)
+    x = _columns(problem, rows.inputs.to(dtype))
     if rows.inputs.shape[-1] <= rows.num_rows:
         grads = problem.start_gradients()
         parts = [grads[name].to(dtype) for name in problem.trained]
@@ -123,14 +171,48 @@ def solve_exactly(problem: LocalProblem, settings: LocalSettings) -> tuple[Tenso
     else:
         change, info = _divided(problem.delta.to(dtype).mT, x @ x.mT, 1.0 / eta)
         change = change @ x
-    change = change * -settings.gamma
+    return _as_parameters(problem, change * -settings.gamma), info != 0
+
+
+def solve_by_singular_values(problem: LocalProblem, settings: LocalSettings) -> Tensors:
+    """Return what `solve_exactly` returns, in float64 and for matrices of any condition.
+
+    With X = U S V':  - gamma Delta' U S (S^2 + I / eta)^-1 V'.  Directions that cannot be told from zero do not change.
+
+    Raises:
+        RuntimeError: If the inputs or gradients are not finite.
+    """
+    rows, eta = problem.rows, settings.prox_eta
+    assert eta is not None
+    x, delta = _columns(problem, rows.inputs.double()), problem.delta.double()
+    if not bool(x.isfinite().all() & delta.isfinite().all()):
+        names = ", ".join(layer.name for layer in problem.layers)
+        raise RuntimeError(f"inputs and gradients of {names} must be finite, got inf or nan; take a smaller gamma or prox_eta.")
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    noise = torch.finfo(s.dtype).eps * max(x.shape[-2:]) * s.amax(-1, keepdim=True)
+    denominator = s.square() + 1.0 / eta
+    factors = torch.where(denominator > noise.square(), s / denominator, 0.0)  # (min(B, I + 1),)
+    change = (delta.mT @ u * factors.unsqueeze(-2)) @ vh
+    return _as_parameters(problem, change * -settings.gamma)
+
+
+def _columns(problem: LocalProblem, inputs: Tensor) -> Tensor:
+    """Return the columns of X that belong to trained parameters, (B, I + 1)."""
+    ones = inputs.new_ones((*inputs.shape[:-1], 1))
+    columns = ([inputs] if "weight" in problem.trained else []) + ([ones] if "bias" in problem.trained else [])
+    return torch.cat(columns, -1) if len(columns) > 1 else columns[0]
+
+
+def _as_parameters(problem: LocalProblem, change: Tensor) -> Tensors:
+    """Split a matrix (O, I + 1) into the changes of the trained parameters."""
+    change = change.to(problem.delta.dtype)
     found: Tensors = {}
     if "weight" in problem.trained:
-        found["weight"] = change[..., : rows.inputs.shape[-1]].to(problem.delta.dtype)
+        found["weight"] = change[..., : problem.rows.inputs.shape[-1]]
     if "bias" in problem.trained:
-        last = change[..., -1].to(problem.delta.dtype)
+        last = change[..., -1]
         found["bias"] = last.unsqueeze(1) if last.dim() == 2 else last  # (K, 1, O), or (O,)
-    return found, info
+    return found
 
 
 def _divided(left: Tensor, matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlopt.optim._capture import LayerRecord, Recorder
+from rlopt.optim._capture import LayerRecord, Recorder, attach_hooks
+from rlopt.optim._hooks import Link
 
 
 class KFAC(Optimizer):
@@ -25,7 +27,7 @@ class KFAC(Optimizer):
 
     with G the gradient of weight and bias. The loss must be a mean over rows, as usual: d is the gradient of the loss times the
     number of rows. Averages start at their first value. Forward and backward passes are recorded by hooks on the layers; a layer
-    without a record so far takes U = G.
+    without a record so far takes U = G. Copies of the module alone do not record, copies of module and optimizer together do.
 
     Differs from the paper: the Fisher matrix is the empirical one, of the labels in the data instead of labels drawn from the
     model; the damping and the step length are constant; weight decay is decoupled. Linear layers only.
@@ -76,19 +78,41 @@ class KFAC(Optimizer):
         for name, value in (("damping", damping), ("inverse_every", inverse_every)):
             if not value > 0:
                 raise ValueError(f"{name} must be > 0, got {value}.")
-        names = [name for name, part in module.named_modules() if type(part) is nn.Linear]
-        if not names:
+        layers = {name: (part.weight, part.bias) for name, part in module.named_modules() if type(part) is nn.Linear}
+        if not layers:
             raise ValueError("module must have nn.Linear layers, got none.")
-        self._recorder: Recorder | None = Recorder(module, names, detect=False, unscaled=lambda grad: grad)
-        params = {id(p): p for layer in self._recorder.layers for p in layer.parameters.values()}
+        self._module, self._layers = module, layers
+        self._link = Link()
+        self._link.connect(self)
+        self._recorder: Recorder | None = None
+        attach_hooks(module, layers, self._link, detect=False)
+        params = {id(p): p for layer in self.recorder.layers.values() for p in layer.parameters.values()}
         defaults = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping, "factor_decay": factor_decay,
             "inverse_every": inverse_every,
         }  # fmt: skip
         super().__init__(list(params.values()), defaults)
 
+    @property
+    def recorder(self) -> Recorder:
+        """What has been recorded, as the hooks on the module report it."""
+        # Made on demand, since a copy is born before its module is complete.
+        if self._recorder is None:
+            self._recorder = Recorder(self._module, self._layers)
+        return self._recorder
+
+    def suspended(self) -> AbstractContextManager[None]:
+        """Record no forward pass inside, such as one of a critic for the loss of an actor."""
+        return self.recorder.suspended()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_recorder": None}  # hooks stay with the module that they are on
+        return {**super().__getstate__(), "_module": self._module, "_layers": self._layers, "_link": self._link}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_module" in state:  # a copy; `load_state_dict` comes here too, without it
+            self._recorder = None
+            self._link.connect(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse: the parameters are those of the module's layers; the constructor adds their group."""
@@ -99,8 +123,7 @@ class KFAC(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients and what was recorded for them."""
         super().zero_grad(set_to_none)
-        if self._recorder is not None:
-            self._recorder.forget()
+        self.recorder.forget()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -119,19 +142,17 @@ class KFAC(Optimizer):
             What the closure returned.
 
         Raises:
-            ValueError: If this is a copy, which has no hooks.
+            RuntimeError: If the second moments of inputs or gradients are not finite.
         """
-        if self._recorder is None:
-            raise ValueError("this KFAC is a copy without hooks; build one for the copied module and load the state_dict into it.")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
-        for layer in self._recorder.layers:
+        for layer in self.recorder.layers.values():
             if layer.weight.grad is not None:
                 self._update(layer, group)
-        self._recorder.forget()
+        self.recorder.forget()
         return loss
 
     def _update(self, layer: LayerRecord, group: dict[str, Any]) -> None:
@@ -182,5 +203,22 @@ def _invert_factors(state: dict[str, Any], damping: float) -> None:
         ("input_inverse", inputs, ratio * math.sqrt(damping)),
         ("output_inverse", outputs, math.sqrt(damping) / ratio),
     ):
-        damped = moment + shift * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-        state[name] = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        state[name] = _damped_inverse(moment, shift)
+
+
+def _damped_inverse(moment: Tensor, shift: Tensor) -> Tensor:
+    """Return (moment + shift I)^-1.
+
+    Rounding can leave a moment with eigenvalues below zero, down to its largest one times the precision. If that defeats Cholesky's
+    factorisation, eigenvalues below this bound are taken to be it.
+    """
+    damped = moment + shift * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if bool((info == 0) & damped.diagonal().isfinite().all()):
+        return torch.cholesky_inverse(factor)
+    if not bool(moment.isfinite().all()):
+        raise RuntimeError("inputs and gradients must be finite in K-FAC, got inf or nan; take a smaller lr or a larger damping.")
+    values, vectors = torch.linalg.eigh(moment.double())
+    values = values.clamp(min=torch.finfo(moment.dtype).eps * values[-1].item()) + shift
+    inverse: Tensor = vectors / values @ vectors.T
+    return inverse.to(moment.dtype)

@@ -12,10 +12,19 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim.optimizer import Optimizer
 
-from rlopt.optim._capture import Recorder
+from rlopt.optim._capture import Recorder, attach_hooks
+from rlopt.optim._hooks import Link, remove_hooks
 from rlopt.optim._layers import eligible_layers
 from rlopt.optim._local_problems import LinearRows, LocalProblem, make_problem, stack_problems
-from rlopt.optim._local_solvers import Gamma, LocalSettings, descend, iterate_to_fixed_point, local_loss, solve_exactly, target_of
+from rlopt.optim._local_solvers import (
+    Gamma,
+    LocalSettings,
+    descend,
+    iterate_to_fixed_point,
+    local_loss,
+    solve_all_exactly,
+    target_of,
+)
 from rlopt.optim._working_copies import store_parameters, store_states, working_states
 from rlopt.optim.inner_rules import INNER_RULES, InnerRule, RMSpropTFRule
 from rlopt.optim.transfers import IDENTITY, Transfer, find_transfer
@@ -51,7 +60,7 @@ class LocoProp(Optimizer):
 
     * iterative: `local_iters` (T) steps of a first-order rule whose state persists; step k has `lr max(1 - k/T, local_lr_floor)`.
     * closed_form: the minimiser of the squared problem, W_t - gamma G (X'X + I / eta)^-1, by Cholesky's factorisation of X'X
-      or, with fewer rows than inputs, of X X'. Keeps no state.
+      or, with fewer rows than inputs, of X X'; by singular values in float64 where rounding defeats that. Keeps no state.
     * fixed_point: T times W <- W_t - eta (f(X W') - Y*)' X for the matching problem; converges if
       eta sup f' lambda_max(X'X) < 1.
 
@@ -70,7 +79,7 @@ class LocoProp(Optimizer):
     `param.grad` does not act on the local problems, `max_delta_norm` does.
 
     Args:
-        module: The network. Its layers get hooks; `close()` removes them. Deep copies and pickles of it do not have them.
+        module: The network. Its layers get hooks; `close()` removes them. In copies of the module alone they do nothing.
         lr: Step size of the inner rule, >= 0; None: 1e-5, as published, for the RMSProp of TensorFlow, other rules need a value.
             The other solvers have no step size; there it multiplies gamma, and None is 1. Schedulers act on it.
         variant: "matching" (as published) or "squared".
@@ -182,21 +191,30 @@ class LocoProp(Optimizer):
         self.transfers: dict[str, str] = {}
         self.fallback = (fallback or _adam)(module.parameters())
         self._module = module
-        self._layer_names = [name for name, part in eligible_layers(module) if layers is None or layers(name, part)]
+        chosen = {name: part for name, part in eligible_layers(module) if layers is None or layers(name, part)}
+        self._layers = {name: (part.weight, part.bias) for name, part in chosen.items()}
         self._explicit = {} if transfer == "auto" else {name: find_transfer(value) for name, value in transfer.items()}
         for name in self._explicit:
-            if name not in self._layer_names:
-                raise ValueError(f"transfer must name layers with a local problem, {self._layer_names}, got {name!r}.")
+            if name not in self._layers:
+                raise ValueError(f"transfer must name layers with a local problem, {list(self._layers)}, got {name!r}.")
         if self._explicit and variant == "squared":
             raise ValueError("transfer has no effect with variant='squared'; drop one of them.")
-        self._is_built = True
-        self._record()
+        self._is_built, self._is_closed = True, False
+        self._link = Link()
+        self._link.connect(self)
+        self._recorder: Recorder | None = None
+        attach_hooks(module, self._layers, self._link, detect=variant == "matching")
 
-    def _record(self) -> None:
-        detect = self.variant == "matching"
-        self._recorder = Recorder(self._module, self._layer_names, detect=detect, unscaled=self._unscaled)
-        for layer in self._recorder.layers:
-            layer.explicit = IDENTITY if self.variant == "squared" else self._explicit.get(layer.name)
+    @property
+    def recorder(self) -> Recorder:
+        """What has been recorded, as the hooks on the module report it."""
+        # Made on demand, since a copy is born before its module is complete.
+        if self._recorder is None:
+            detect = self.variant == "matching"
+            self._recorder = Recorder(self._module, self._layers, detect=detect, unscaled=self._unscaled)
+            for name, layer in self._recorder.layers.items():
+                layer.explicit = IDENTITY if self.variant == "squared" else self._explicit.get(name)
+        return self._recorder
 
     def _unscaled(self, grad: Tensor) -> Tensor:
         if self.grad_scaler is None or not self.grad_scaler.is_enabled():
@@ -215,20 +233,22 @@ class LocoProp(Optimizer):
 
     def suspended(self) -> AbstractContextManager[None]:
         """Record no forward pass inside. Layers without any recorded row take the fallback step."""
-        return self._recorder.suspended()
+        return self.recorder.suspended()
 
     def watching(self) -> AbstractContextManager[None]:
         """Look for the transfers, those of losses included, in all that is called inside."""
-        return self._recorder.watching()
+        return self.recorder.watching()
 
     def close(self) -> None:
         """Remove the hooks from the module; the optimizer cannot step any more."""
-        self._recorder.close()
+        self._is_closed = True
+        remove_hooks(self._module, self._link)
+        self.recorder.close()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients and the recorded rows. Forward passes that wait for their backward pass are kept."""
         super().zero_grad(set_to_none)
-        self._recorder.forget()
+        self.recorder.forget()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -247,28 +267,28 @@ class LocoProp(Optimizer):
             The loss of the closure, or None.
 
         Raises:
-            RuntimeError: After `close()`, or if a closed form meets a matrix that is not positive definite in floating point.
+            RuntimeError: After `close()`, or if a closed form meets inputs that are not finite.
         """
-        if self._recorder.is_closed:
+        if self._is_closed:
             raise RuntimeError("this LocoProp is closed; build a new one.")
         loss = None
         if closure is not None:
-            with torch.enable_grad(), self._recorder.watching():
+            with torch.enable_grad(), self.recorder.watching():
                 loss = closure()
         self.local_losses = {}
         # Under autocast the local products would be made in low precision, and into buffers of another dtype.
         with torch.autocast(self.param_groups[0]["params"][0].device.type, enabled=False):
             solved = self._solve_layers()
         self._step_rest(solved)
-        self._recorder.forget()
-        for layer in self._recorder.layers:
+        self.recorder.forget()
+        for layer in self.recorder.layers.values():
             layer.keep_gradients()
         return loss
 
     def _solve_layers(self) -> set[Tensor]:
         """Solve the local problems and return the parameters that have been stepped."""
         problems = []
-        for layer in self._recorder.layers:
+        for layer in self.recorder.layers.values():
             layer.drop_without_gradient()
             transfer = layer.transfer()
             self.transfers[layer.name] = transfer.name if layer.uses else "fallback"
@@ -276,14 +296,12 @@ class LocoProp(Optimizer):
                 problems.append(make_problem(layer, transfer, unfold=self.solver == "closed_form"))
         coefficient = self._clip_coefficient(problems)
         stacks = [(problem, self._settings(problem, coefficient)) for problem in self._stacked(problems)]
-        changes = [solve_exactly(problem, settings) for problem, settings in stacks] if self.solver == "closed_form" else []
-        if changes and bool(torch.stack([info.any() for _, info in changes]).any()):  # before any weight moves
-            raise RuntimeError("X'X + I / eta is not positive definite in floating point; take a smaller prox_eta.")
+        changes = solve_all_exactly(stacks) if self.solver == "closed_form" else []  # before any weight moves
         group = self.param_groups[0]
         for index, (problem, settings) in enumerate(stacks):
             tracker = _Tracker(problem, settings) if self.track_local_losses else None
             if changes:
-                for name, change in changes[index][0].items():
+                for name, change in changes[index].items():
                     problem.trained[name].add_(change)
             elif self.solver == "fixed_point":
                 iterate_to_fixed_point(problem, settings)
@@ -373,12 +391,13 @@ class LocoProp(Optimizer):
         super().__setstate__(state)
         if "_module" in state:  # a copy; `load_state_dict` comes here too, without it
             self.local_losses, self.transfers = {}, {}
-            self._record()
+            self._recorder = None
+            self._link.connect(self)
 
 
 _KEPT = (
     "inner", "variant", "solver", "gamma_mode", "local_lr_floor", "max_delta_norm", "batched", "track_local_losses", "grad_scaler",
-    "fallback", "_module", "_layer_names", "_explicit", "_is_built",
+    "fallback", "_module", "_layers", "_explicit", "_is_built", "_is_closed", "_link",
 )  # fmt: skip
 
 

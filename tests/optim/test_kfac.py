@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from typing import Any
 
@@ -119,6 +118,67 @@ def test_zero_factors_are_no_trouble() -> None:
     assert torch.equal(before, layer.weight)
 
 
+def badly_conditioned(rows: int, size: int, seed: int) -> Tensor:
+    """Rows in float32 with singular values of 1e6 to 1e-6 times the usual ones."""
+    basis, _ = torch.linalg.qr(draws(size, size, seed=seed))
+    return (draws(rows, size, seed=seed + 1) @ (basis * torch.logspace(6, -6, size, dtype=torch.float64)) @ basis.T).float()
+
+
+def test_moments_that_rounding_leaves_indefinite_are_inverted_with_their_smallest_eigenvalues_at_the_precision() -> None:
+    x, delta = badly_conditioned(64, 12, 0), badly_conditioned(64, 9, 5)
+    layer = nn.Linear(12, 9, bias=False)
+    optimizer = KFAC(layer, damping=1e-20)
+    layer(x).backward(delta / 64)
+    optimizer.step()
+    state = optimizer.state[layer.weight]
+    moments = [state["input_moment"], state["output_moment"]]
+    assert all(torch.linalg.cholesky_ex(moment).info > 0 for moment in moments)
+    inputs, outputs = (moment.double().numpy() for moment in moments)
+    pi = np.sqrt((np.trace(inputs) / 12) / (np.trace(outputs) / 9))
+    for moment, shift, name in ((inputs, pi * 1e-10, "input_inverse"), (outputs, 1e-10 / pi, "output_inverse")):
+        lower = np.tril(moment)  # rounding differs between the halves
+        left, values, right = np.linalg.svd(lower + np.tril(moment, -1).T)
+        values *= np.sum(left * right.T, axis=0)  # the signs of the eigenvalues
+        bounded = np.maximum(values, np.finfo(np.float32).eps * values[0]) + shift
+        np.testing.assert_allclose(state[name].numpy(), left @ np.diag(1 / bounded) @ left.T, rtol=0, atol=1e-4 / bounded.min())
+        assert values.min() < 0.0
+
+
+def test_training_in_float32_goes_on_with_huge_activations_and_next_to_no_damping() -> None:
+    net = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 2))
+    optimizer = KFAC(net, lr=0.03, momentum=0.0, damping=1e-12, inverse_every=1)
+    x, y = badly_conditioned(64, 12, 0), draws(64, 2, seed=9).float()
+    losses = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = loss_of(net, x, y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_moment_that_cholesky_can_factorise_is_inverted_as_ever() -> None:
+    x, delta = draws(64, 12).float(), draws(64, 9, seed=5).float()
+    layer = nn.Linear(12, 9, bias=False)
+    optimizer = KFAC(layer)
+    layer(x).backward(delta / 64)
+    optimizer.step()
+    state = optimizer.state[layer.weight]
+    shift = (state["input_moment"].diagonal().mean() / state["output_moment"].diagonal().mean()).sqrt() * 0.1
+    expected = torch.cholesky_inverse(torch.linalg.cholesky(state["input_moment"] + shift * torch.eye(12)))
+    assert torch.equal(state["input_inverse"], expected)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan, 1e30])
+def test_inputs_that_are_not_finite_are_named(value: float) -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = KFAC(layer)
+    layer(torch.full((4, 3), value)).sum().backward()
+    with pytest.raises(RuntimeError, match="inputs and gradients must be finite"):
+        optimizer.step()
+
+
 def test_wrong_use_is_named() -> None:
     for options, message in (
         ({"lr": -1.0}, "lr must be a finite number >= 0, got -1.0"),
@@ -130,6 +190,3 @@ def test_wrong_use_is_named() -> None:
             KFAC(nn.Linear(2, 2), **options)
     with pytest.raises(ValueError, match=r"module must have nn.Linear layers, got none"):
         KFAC(nn.LayerNorm(3))
-    layer, optimizer = make()
-    with pytest.raises(ValueError, match="a copy without hooks"):
-        copy.deepcopy((layer, optimizer))[1].step()

@@ -364,3 +364,23 @@ def test_tracked_local_losses_are_those_of_the_definition_and_fall(batched: bool
     torch.testing.assert_close(before + constant, 0.5 * (a - target).square().sum(), rtol=1e-10, atol=1e-12)
     expected = 0.5 * (changed - target).square().sum() + moved / (2 * 0.5)
     torch.testing.assert_close(after + constant, expected.detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["iterative", "fixed_point"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.Sigmoid])
+def test_float32_follows_float64(activation: Callable[[], nn.Module], batched: bool, bias: bool, solver: str) -> None:
+    """Where a tanh on a CPU is computed in another way."""
+    options = {"iterative": {"lr": 0.02, "inner": "sgd"}, "fixed_point": {"solver": "fixed_point", "prox_eta": 0.02}}[solver]
+    results = []
+    for dtype in (torch.float32, DOUBLE):
+        net = make_net(5, 5, 5, 3, activation=activation, bias=bias).to(dtype)
+        before = [param.detach().clone() for param in net.parameters()]
+        optimizer = LocoProp(net, local_iters=6, gamma=3.0, batched=batched, **options)
+        squared_loss(net, draw(8, 5, seed=50).to(dtype), draw(8, 3, seed=51).to(dtype)).backward()
+        optimizer.step()
+        results.append([param.detach().double() - start.double() for param, start in zip(net.parameters(), before, strict=True)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert expected.norm() > 1e-3

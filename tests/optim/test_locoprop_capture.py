@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from rlopt.optim.kfac import KFAC
 from rlopt.optim.locoprop import LocoProp
 
 DOUBLE = torch.float64
@@ -50,8 +51,8 @@ def assert_same(found: list[Tensor], expected: list[Tensor], rtol: float = 1e-12
         torch.testing.assert_close(a, b, rtol=rtol, atol=1e-14)
 
 
-def num_rows(optimizer: LocoProp) -> list[int]:
-    return [sum(use.delta[..., 0].numel() for use in layer.uses) for layer in optimizer._recorder.layers]
+def num_rows(optimizer: LocoProp | KFAC) -> list[int]:
+    return [sum(use.delta[..., 0].numel() for use in layer.uses) for layer in optimizer.recorder.layers.values()]
 
 
 @pytest.mark.parametrize("variant", ["matching", "squared"])
@@ -211,7 +212,7 @@ def test_a_graph_that_is_differentiated_twice_adds_its_gradients() -> None:
     out.square().mean().backward(retain_graph=True)
     optimizer.zero_grad()
     out.sum().backward()
-    first = optimizer._recorder.layers[1].uses[0]
+    first = list(optimizer.recorder.layers.values())[1].uses[0]
     assert torch.equal(first.delta, torch.ones(7, 3, dtype=DOUBLE))
 
 
@@ -232,7 +233,7 @@ def test_rows_of_a_shared_layer_sum_to_the_gradient() -> None:
     net = fill(Shared())
     optimizer = LocoProp(net)
     loss_of(net).backward()
-    layer = optimizer._recorder.layers[0]
+    layer = next(iter(optimizer.recorder.layers.values()))
     total = sum(use.delta.T @ use.inputs for use in layer.uses)
     assert num_rows(optimizer) == [21, 7]
     torch.testing.assert_close(total, net.body.weight.grad, rtol=1e-12, atol=1e-14)
@@ -479,8 +480,8 @@ def test_which_layers_have_local_problems() -> None:
         "tied": tied, "embedding": embedding, "transposed": nn.ConvTranspose2d(2, 2, 2), "cell": nn.LSTMCell(4, 4),
         "spectral": nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
     })  # fmt: skip
-    assert list(LocoProp(net)._layer_names) == ["plain", "conv"]
-    assert list(LocoProp(net, layers=lambda name, module: isinstance(module, nn.Conv2d))._layer_names) == ["conv"]
+    assert list(LocoProp(net)._layers) == ["plain", "conv"]
+    assert list(LocoProp(net, layers=lambda name, module: isinstance(module, nn.Conv2d))._layers) == ["conv"]
 
 
 def test_close_removes_all_hooks() -> None:
@@ -508,7 +509,12 @@ def test_a_dropped_optimizer_leaves_dead_hooks_that_the_next_one_removes() -> No
     assert number == 3
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["deepcopy", "pickle"])
+COPIERS = pytest.mark.parametrize(
+    "copier", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["deepcopy", "pickle"]
+)
+
+
+@COPIERS
 def test_copies_of_the_module_record_nothing_and_copies_of_both_go_on(copier: Callable[[Any], Any]) -> None:
     net = mlp()
     optimizer = LocoProp(net, lr=1e-3)
@@ -530,3 +536,61 @@ def test_copies_of_the_module_record_nothing_and_copies_of_both_go_on(copier: Ca
     loss_of(alone._module).backward()
     alone.step()
     assert_same(values(net), before, rtol=0)
+
+
+@pytest.mark.parametrize("make", [LocoProp, lambda net: KFAC(net, lr=1e-3)], ids=["locoprop", "kfac"])
+@pytest.mark.parametrize("when", ["built", "differentiated", "stepped"])
+@COPIERS
+def test_a_copied_module_that_holds_its_optimizer_goes_on_alike(
+    make: Callable[[nn.Module], Any], when: str, copier: Callable[[Any], Any]
+) -> None:
+    """Agents keep the optimizer of a critic in the critic; its copy is then older than the module that it belongs to."""
+    net = mlp()
+    net.optimizer = make(net)
+    if when != "built":
+        loss_of(net).backward()
+    if when == "stepped":
+        net.optimizer.step()
+    twin = copier(net)
+    assert twin.optimizer is not net.optimizer
+    for seed in (200, 300):
+        for model in (net, twin):
+            model.optimizer.zero_grad()
+            loss_of(model, seed).backward()
+            assert num_rows(model.optimizer) == [7, 7]
+            model.optimizer.step()
+    assert_same(values(twin), values(net), rtol=0)
+
+
+@COPIERS
+def test_a_copy_may_be_called_first_with_other_parameters(copier: Callable[[Any], Any]) -> None:
+    net, optimizer = copier((lambda net: (net, LocoProp(net)))(mlp()))
+    doubled = {name: 2.0 * param for name, param in net.named_parameters()}
+    torch.func.functional_call(net, doubled, (draw(7, 4),)).square().mean().backward()
+    assert num_rows(optimizer) == [0, 0]
+    optimizer.zero_grad()
+    loss_of(net).backward()
+    assert num_rows(optimizer) == [7, 7]
+
+
+def test_copies_of_a_closed_optimizer_are_closed() -> None:
+    net = mlp()
+    optimizer = LocoProp(net)
+    optimizer.close()
+    net, optimizer = copy.deepcopy((net, optimizer))
+    assert not any(part._forward_hooks for part in net.modules())
+    with pytest.raises(RuntimeError, match="closed"):
+        optimizer.step()
+
+
+def test_hooks_that_a_copied_module_inherits_are_replaced_by_those_of_its_own_optimizer() -> None:
+    net = mlp()
+    optimizer = LocoProp(net)
+    target = copy.deepcopy(net)
+    number = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in net.modules())
+    own = LocoProp(target)
+    assert sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in target.modules()) == number
+    loss_of(target).backward()
+    assert (num_rows(own), num_rows(optimizer)) == ([7, 7], [0, 0])
+    own.close()
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in target.modules())

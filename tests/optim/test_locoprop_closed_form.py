@@ -123,14 +123,73 @@ def test_lower_precision_follows_float64(dtype: torch.dtype) -> None:
     torch.testing.assert_close(layers[1].weight.double(), layers[0].weight, rtol=tolerance, atol=tolerance)
 
 
-def test_a_matrix_that_is_not_positive_definite_is_reported_before_anything_moves() -> None:
+def badly_conditioned(rows: int, inputs: int) -> Tensor:
+    """Inputs in float32 of a size of up to 1e6 and a condition beyond float32."""
+    basis, _ = torch.linalg.qr(draw(inputs, inputs, seed=3))
+    return (draw(rows, inputs) @ (basis * torch.logspace(6, -6, inputs, dtype=DOUBLE)) @ basis.T).float()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "inputs"), [(40, 12), (24, 40), (12, 12)])
+def test_inputs_of_any_condition_are_solved_like_a_least_squares_problem_in_float64(rows: int, inputs: int, bias: bool) -> None:
+    x, delta, eta = badly_conditioned(rows, inputs), draw(rows, 3, seed=1).float(), 1e3
+    layer = nn.Linear(inputs, 3, bias=bias)
+    full = with_ones(x.double()) if bias else x.double()
+    gram = full.float().T @ full.float() if inputs <= rows else full.float() @ full.float().T
+    assert torch.linalg.cholesky_ex(gram + torch.eye(len(gram)) / eta).info > 0
+    nn.init.zeros_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    optimizer = LocoProp(layer, variant="squared", solver="closed_form", gamma=0.5, prox_eta=eta)
+    layer(x).backward(delta)
+    optimizer.step()
+    augmented = torch.cat([full, torch.eye(full.shape[1], dtype=DOUBLE) / eta**0.5])
+    q, r = torch.linalg.qr(augmented)  # |X W' + gamma Delta|^2 + |W|^2 / eta
+    expected = -0.5 * torch.linalg.solve_triangular(r, q[:rows].T @ delta.double(), upper=True).T
+    found = torch.cat([layer.weight, layer.bias[:, None]], 1).detach() if bias else layer.weight.detach()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_singular_inputs_without_a_proximal_term_to_speak_of_give_the_pseudo_inverse() -> None:
+    # Columns a, b, a + b, a - b: a pivot of Cholesky's factorisation is exactly zero, the singular values are only nearly so.
+    a, b = torch.tensor([1.0, 2.0, 2.0, 4.0]), torch.tensor([2.0, -1.0, 4.0, -2.0])
+    x, delta = torch.stack([a, b, a + b, a - b], 1), draw(4, 2, seed=1).float()
     layer = nn.Linear(4, 2, bias=False)
-    optimizer = LocoProp(layer, variant="squared", solver="closed_form", prox_eta=1e30)
-    before = layer.weight.detach().clone()
-    layer(torch.ones(8, 4)).sum().backward()
-    with pytest.raises(RuntimeError, match="not positive definite"):
+    nn.init.zeros_(layer.weight)
+    optimizer = LocoProp(layer, variant="squared", solver="closed_form", gamma=10.0, prox_eta=1e30)
+    layer(x).backward(delta)
+    optimizer.step()
+    expected = -10.0 * delta.double().T @ torch.linalg.pinv(x.double(), rtol=1e-10).T
+    torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_are_solved_together_keep_their_result_when_another_one_fails() -> None:
+    results = []
+    for is_bad in (False, True):
+        net = nn.ModuleList([nn.Linear(12, 3) for _ in range(2)])
+        for index, param in enumerate(net.parameters()):
+            nn.init.constant_(param, 0.1 * index)
+        optimizer = LocoProp(net, variant="squared", solver="closed_form", prox_eta=1e6, batched=True)
+        x = draw(40, 12).float()
+        outputs = net[0](x), net[1](badly_conditioned(40, 12) if is_bad else x)
+        torch.autograd.backward(outputs, [draw(40, 3, seed=1).float()] * 2)
         optimizer.step()
-    assert torch.equal(layer.weight, before)
+        results.append([param.detach().clone() for param in net.parameters()])
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(results[0][2], results[1][2])
+    assert all(value.isfinite().all() for value in results[1])
+
+
+def test_inputs_that_are_not_finite_are_reported_before_anything_moves() -> None:
+    net = nn.ModuleDict({"good": nn.Linear(4, 2), "bad": nn.Linear(4, 3)})
+    optimizer = LocoProp(net, variant="squared", solver="closed_form", prox_eta=1.0)
+    before = [param.detach().clone() for param in net.parameters()]
+    (net["good"](torch.ones(8, 4)).sum() + net["bad"](torch.full((8, 4), torch.inf)).sum()).backward()
+    with pytest.raises(RuntimeError, match="inputs and gradients of bad must be finite"):
+        optimizer.step()
+    for param, start in zip(net.parameters(), before, strict=True):
+        assert torch.equal(param, start)
 
 
 def test_fixed_point_solves_the_proximal_matching_problem() -> None:

@@ -20,6 +20,7 @@ from rlopt.optim import (
     AdamP,
     AdamW,
     Agc,
+    Float32Muon,
     Lamb,
     Lars,
     LocoPropSpec,
@@ -155,6 +156,17 @@ def test_muon_takes_hidden_matrices_and_adam_the_rest() -> None:
     assert len(Muon().build(nn.Linear(3, 2, bias=False)).param_groups) == 1
 
 
+def test_muon_in_float32_has_the_options_of_the_spec() -> None:
+    options = {"lr": 0.1, "momentum": 0.7, "nesterov": False, "weight_decay": 0.2, "ns_steps": 3, "scale": "match_rms_adamw"}
+    ours, torchs = (Muon(precision=precision, **options).build(Mixed()) for precision in ("float32", "bfloat16"))
+    assert [type(part) for part in ours.optimizers] == [Float32Muon, torch.optim.AdamW]
+    assert type(torchs.optimizers[0]) is torch.optim.Muon
+    for group, expected in zip(ours.param_groups, torchs.param_groups, strict=True):
+        assert {key: value for key, value in group.items() if key != "params"} == {
+            key: value for key, value in expected.items() if key != "params"
+        }
+
+
 def test_scale_invariant_parameters_get_their_own_optimizer() -> None:
     model = CharTransformer(
         CharTransformerConfig(vocab_size=7, context=4, num_layers=1, num_heads=2, width=8, scale_invariant=True)
@@ -241,6 +253,7 @@ def test_error_inside_a_package_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -
         (Soap, {"weight_decay": -0.1}, "weight_decay must be a finite number >= 0, got -0.1"),
         (RMSprop, {"alpha": 1.5}, r"alpha must be in \[0, 1\), got 1.5"),
         (Muon, {"adam_lr": math.inf}, "adam_lr must be a finite number >= 0, got inf"),
+        (Muon, {"precision": "float16"}, "precision must be 'bfloat16' or 'float32', got 'float16'"),
     ],
 )
 def test_wrong_option_is_named(kind: Any, options: dict[str, Any], message: str) -> None:
