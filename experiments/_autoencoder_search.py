@@ -1,4 +1,4 @@
-"""Grid search for learning rates, with the same number of equally long trials for every optimizer."""
+"""Learning rates by search, with the same number of equally long trials for every optimizer."""
 
 from __future__ import annotations
 
@@ -6,25 +6,16 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from _autoencoder_training import LARGEST_LOSS
 
-from rlopt.study import Task, run_study
+from rlopt.study import Range, Task, Tuned, tune
 from rlopt.study.files import read_json, write_json
-from rlopt.study.runs import read_evaluations
+from rlopt.study.search import TRIAL_SEED
 
 FUNCTION = f"{Path(__file__).resolve().parent / '_autoencoder_training.py'}:train"
-# Trials have a seed that no run of the comparison has.
-SEARCH_SEED = 1_000_000
-
-
-class SearchStoppedError(Exception):
-    """The search was stopped by a signal."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+# How far a search goes from the centre, either way.
+RANGE_FACTOR = 30.0
 
 
 def given_rates(words: Sequence[str]) -> dict[str, float]:
@@ -48,11 +39,6 @@ def given_rates(words: Sequence[str]) -> dict[str, float]:
     return rates
 
 
-def rate_grid(centre: float, count: int) -> list[float]:
-    """Return rates on a logarithmic grid around a rate, each sqrt(10) times the one before, with three digits."""
-    return [float(f"{centre * 10 ** ((index - (count - 1) / 2) / 2):.3g}") for index in range(count)]
-
-
 def search_rates(task: Task, centres: Mapping[str, float], count: int, folder: Path, jobs: int | None) -> dict[str, float]:
     """Return the best learning rate of each optimizer, and write all losses to `search.json`.
 
@@ -60,42 +46,49 @@ def search_rates(task: Task, centres: Mapping[str, float], count: int, folder: P
 
     Args:
         task: The run of a trial.
-        centres: Optimizer -> centre of its grid.
-        count: Rates for each optimizer.
+        centres: Optimizer -> centre of its range, the rate of its first trial.
+        count: Trials of each optimizer; those that fail or diverge count, with `LARGEST_LOSS`.
         folder: Folder of the comparison.
         jobs: Trials at a time; None: one per core.
 
     Raises:
-        ValueError: If a trial fails, or all rates of an optimizer diverge.
+        ValueError: If all rates of an optimizer diverge or fail, or the folder holds another search.
+        rlopt.study.SearchStoppedError: If a signal stopped it.
     """
-    variants: dict[str, dict[str, Any]] = {
-        f"{name}_lr={rate:g}": {"optimizer": name, "lr": rate} for name in centres for rate in rate_grid(centres[name], count)
-    }
-    place = folder / "search"
-    status = run_study(
+    found = tune(
         FUNCTION,
-        tasks=[task],
-        variants=variants,
-        seeds=[SEARCH_SEED],
-        folder=place,
+        task=task,
+        variants={name: {"optimizer": name, "lr": Range.around(centre, RANGE_FACTOR)} for name, centre in centres.items()},
+        num_trials=count,
+        folder=folder / "search",
+        failed_score=LARGEST_LOSS,
         jobs=jobs or os.cpu_count() or 1,
     )
-    if status == 1:
-        raise ValueError(f"every trial of the search must end, but one has failed: see error.txt in {place}")
-    if status != 0:
-        raise SearchStoppedError(status)
-    trials: dict[str, list[dict[str, float]]] = {name: [] for name in centres}
-    for variant, options in variants.items():
-        rows = read_evaluations(place / task.name / variant / f"seed_{SEARCH_SEED}")
-        trials[options["optimizer"]].append({"lr": options["lr"], "loss": rows[-1].score})
-    best = {name: min(tried, key=lambda trial: trial["loss"]) for name, tried in trials.items()}
     path = folder / "search.json"
     earlier = read_json(path)["optimizers"] if path.exists() else {}
-    found = {name: {"best_lr": best[name]["lr"], "trials": tried} for name, tried in trials.items()}
-    write_json(path, {"epochs": task.total_steps, "seed": SEARCH_SEED, "optimizers": {**earlier, **found}})
-    for name, trial in best.items():
-        if trial["loss"] >= LARGEST_LOSS:
-            raise ValueError(f"learning_rates must name a rate at which {name} does not diverge, but the search found none")
-        edge = "" if trial["lr"] not in (trials[name][0]["lr"], trials[name][-1]["lr"]) else ", at the edge of the grid"
-        print(f"{name}: learning rate {trial['lr']:g}{edge}")
-    return {name: trial["lr"] for name, trial in best.items()}
+    entries = {name: _entry(of) for name, of in found.items()}
+    write_json(path, {"epochs": task.total_steps, "seed": TRIAL_SEED, "optimizers": {**earlier, **entries}})
+    for name, of in found.items():
+        if of.best.score >= LARGEST_LOSS:
+            raise ValueError(
+                f"learning_rates must name a rate at which {name} does not diverge, but none of {count} trials around "
+                f"{centres[name]:g} ended well; see {folder / 'search'}"
+            )
+        failed = sum(trial.failed for trial in of.trials)
+        tail = f"; {failed} of {count} trials failed, see error.txt in {folder / 'search'}" if failed else ""
+        print(f"{name}: learning rate {of.best.values['lr']:g}{_edge(of)}{tail}")
+    return {name: of.best.values["lr"] for name, of in found.items()}
+
+
+def _entry(found: Tuned) -> dict[str, object]:
+    span = found.variant["lr"]
+    return {
+        "best_lr": found.best.values["lr"],
+        "range": [span.low, span.high],
+        "trials": [{"lr": trial.values["lr"], "loss": trial.score, "failed": trial.failed} for trial in found.trials],
+    }
+
+
+def _edge(found: Tuned) -> str:
+    span, edge = found.variant["lr"], found.edges.get("lr")
+    return f", at the {edge} edge of the range from {span.low:.3g} to {span.high:.3g}" if edge else ""

@@ -37,7 +37,7 @@ OPTIMIZERS: dict[str, Spec] = {
     "rmsprop": RMSprop(lr=3e-3, alpha=0.9),
     "adagrad": Adagrad(),
     "lamb": Lamb(weight_decay=0.0),
-    "muon": Muon(lr=0.05, weight_decay=0.0, adam_lr=2e-3),
+    "muon": Muon(lr=0.05, weight_decay=0.0, adam_lr=2e-3, precision="float32"),
     "soap": Soap(lr=0.03, weight_decay=0.0),
     "shampoo": Shampoo(),
     "kfac": Kfac(),
@@ -46,6 +46,7 @@ OPTIMIZERS: dict[str, Spec] = {
     "locoprop_s": LocoPropSpec(lr=1e-5, variant="squared"),
     "locoprop_closed": _EXACT,
     "locoprop_closed_near": replace(_EXACT, prox_eta=0.1),
+    "locoprop_closed_damped": replace(_EXACT, prox_eta=0.01),
 }
 ITERATIVE_LOCOPROP = ("locoprop_m", "locoprop_m5", "locoprop_s")
 

@@ -1,10 +1,10 @@
-"""Which optimizer trains a deep auto-encoder best? Curves of the training loss against epochs.
+"""Which optimizer trains a deep auto-encoder best? Curves of the training loss against epochs and against CPU seconds.
 
 Auto-encoders with a narrow code are a benchmark on which first-order optimizers are slow. Each seed draws initial weights and an
 order of the images, which all optimizers share. The runs go to RUNS/NAME. A study can be stopped at any time; the same command
 goes on where it stopped, and more seeds or optimizers can be added later under the same name. progress.csv of each run holds, for
 each evaluated epoch, the losses on training and test images, CPU and wall seconds of training alone, and the bytes that the
-optimizer keeps.
+optimizer keeps; from these the report compares optimizers at equal time too.
 
 Examples:
     python experiments/deep_autoencoder.py --preset quick
@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from _autoencoder_search import FUNCTION, SearchStoppedError, given_rates, search_rates
+from _autoencoder_search import FUNCTION, given_rates, search_rates
 from _autoencoder_training import ITERATIVE_LOCOPROP, OPTIMIZERS, load_images, loss_floor
 from _checks import check_device, hint
 from _command import parse_with_presets, run_command
@@ -30,12 +30,13 @@ from tyro.conf import arg
 
 from rlopt.data import Dataset
 from rlopt.optim import build_optimizer
-from rlopt.study import Task
+from rlopt.study import Costs, SearchStoppedError, Task
 from rlopt.study.grid import folder_name
+from rlopt.study.search import check_installed
 
 PresetName = Literal["curves14", "curves28", "mnist", "fashion_mnist", "quick"]
 
-_HAS_SOAP = importlib.util.find_spec("pytorch_optimizer") is not None
+_SOAP = ("soap",) if importlib.util.find_spec("pytorch_optimizer") is not None else ()
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,25 @@ class AutoencoderStudy:
     quick: curves14 in less than a minute."""
     optimizers: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = (
         *("sgd", "adam", "rmsprop", "muon"),
-        *(("soap",) if _HAS_SOAP else ()),
+        *_SOAP,
         *("locoprop_m", "locoprop_m5", "locoprop_s", "locoprop_closed", "locoprop_closed_near"),
     )
     """Optimizers to compare: sgd, momentum, nesterov, adam, rmsprop, adagrad, lamb, muon, soap, shampoo, kfac, locoprop_m (matching
-    losses, 10 local iterations, as published), locoprop_m5 (5 iterations), locoprop_s (squared losses), locoprop_closed (squared
-    losses in closed form, eta 1), locoprop_closed_near (eta 0.1). soap and shampoo come with rlopt[optim]; the default leaves out
-    soap where it is not installed. The baseline of the comparison is adam if it is there, else the first."""
+    losses, 10 local iterations, as published), locoprop_m5 (5 iterations), locoprop_s (squared losses), and squared losses in
+    closed form: locoprop_closed (eta 1), locoprop_closed_near (eta 0.1) and locoprop_closed_damped (eta 0.01, for layers about as
+    wide as a batch is long). soap and shampoo come with rlopt[optim]; the default leaves out soap where it is not installed. The
+    baseline of the comparison is adam if it is there, else the first."""
     learning_rates: Annotated[tuple[str, ...], arg(metavar="NAME=RATE [NAME=RATE ...]")] = ()
     """Learning rates of optimizers, > 0, in place of their defaults. That of muon is of its matrices; that of locoprop is of the
     local iterations, and of the closed form it multiplies gamma, which is the number of rows in a batch."""
     search: int | None = None
-    """Grid search for the learning rates, with so many rates for each optimizer, > 1: each sqrt(10) times the one before, their
-    geometric mean the default or the given rate. All get one run of the same length; the lowest training loss wins. Trials are
-    kept in RUNS/NAME/search, their losses in RUNS/NAME/search.json."""
+    """Search the learning rates by so many trials for each optimizer, > 1, of the same length; those that fail or diverge count.
+    The first trial has the default or the given rate, the others have rates up to 30 times smaller or larger, logarithmically
+    uniform at first, later where losses were low (Optuna's TPE sampler, seeded). The lowest training loss wins, and it is told if
+    its rate is at the edge of the range. Trials are kept in RUNS/NAME/search, all losses in RUNS/NAME/search.json. Needs
+    rlopt[search]."""
     search_epochs: int | None = None
-    """Epochs of a trial, > 0, at most epochs; warm-up is shortened in proportion. None: a fifth of epochs."""
+    """Epochs of a trial of the search, > 0, at most epochs; warm-up is shortened in proportion. None: a fifth of epochs."""
     epochs: int = 50
     """Passes over the training images, > 0."""
     schedule_epochs: int | None = None
@@ -131,6 +135,7 @@ class AutoencoderStudy:
 
 
 _PUBLISHED: dict[str, Any] = {
+    "optimizers": ("sgd", "adam", "rmsprop", "muon", *_SOAP, "locoprop_m", "locoprop_closed_damped"),
     "epochs": 99,
     "warmup_epochs": 5.0,
     "locoprop_schedule": "published",
@@ -172,7 +177,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
     study = parse(arguments)
     refuse_options_without_effect(study)
     check_device(study.device)
-    check_packages(study.optimizers)
+    check_packages(study)
     images = load_images(make_config(study))
     if study.batch_size > len(images.inputs):
         raise ValueError(f"batch_size must be at most the number of training images, {len(images.inputs)}, got {study.batch_size}")
@@ -230,6 +235,7 @@ def make_task(study: AutoencoderStudy, images: Dataset) -> Task:
         # A line needs two points.
         references={"entropy of the pixels": [(1, floor), (study.epochs, floor)]} if study.epochs > 1 and floor > 0 else {},
         final_evaluations=1,
+        costs=Costs("epochs", "time/cpu_seconds", memory="memory/optimizer_state_bytes"),
     )
 
 
@@ -247,17 +253,22 @@ def learning_rates(study: AutoencoderStudy) -> dict[str, float]:
     return {name: given.get(name, float(OPTIMIZERS[name].lr)) for name in study.optimizers}  # type: ignore[attr-defined]
 
 
-def check_packages(optimizers: Sequence[str]) -> None:
-    """Make each optimizer once.
+def check_packages(study: AutoencoderStudy) -> None:
+    """Make each optimizer once, and import what a search needs.
 
     Raises:
-        ValueError: If a package for one is missing.
+        ValueError: If a package is missing.
     """
-    for name in optimizers:
+    for name in study.optimizers:
         try:
             build_optimizer(OPTIMIZERS[name], nn.Linear(2, 2))
         except ImportError as error:
             raise ValueError(f"optimizers must not hold {name} here: {error}") from None
+    if study.search is not None:
+        try:
+            check_installed()
+        except ImportError as error:
+            raise ValueError(f"search is not possible here: {error}") from None
 
 
 def refuse_options_without_effect(study: AutoencoderStudy) -> None:

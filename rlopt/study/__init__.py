@@ -1,6 +1,7 @@
 """From "is A better than B?" to an answer with confidence intervals.
 
-`run_study` runs a grid of variants, tasks and seeds as independent processes and can be stopped and continued;
+`run_study` runs a grid of variants, tasks and seeds as independent processes and can be stopped and continued; `tune` searches
+good values of options first, with the same number of trials for every variant (it needs Optuna, the extra `rlopt[search]`);
 `report` turns the run folders into tables and figures; the statistics work on any array of scores. The package knows no
 method: a study runs a function.
 
@@ -25,8 +26,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlopt.study.ranges import Range
 from rlopt.study.runner import run_study
 from rlopt.study.runs import Recorder
+from rlopt.study.search import SearchStoppedError, Trial, Tuned, tune
 from rlopt.study.statistics import (
     Interval,
     bootstrap_interval,
@@ -38,12 +41,17 @@ from rlopt.study.statistics import (
     probability_of_improvement,
     sample_efficiency,
 )
-from rlopt.study.task import Task
+from rlopt.study.task import Costs, Task
 
 __all__ = [
+    "Costs",
     "Interval",
+    "Range",
     "Recorder",
+    "SearchStoppedError",
     "Task",
+    "Trial",
+    "Tuned",
     "bootstrap_interval",
     "iqm",
     "mean",
@@ -54,6 +62,7 @@ __all__ = [
     "report",
     "run_study",
     "sample_efficiency",
+    "tune",
 ]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
@@ -99,6 +100,43 @@ def learning_curves(curves: Mapping[str, Curve], style: Mapping[str, Style], tas
         return _svg(figure)
 
 
+class TimedCurve(NamedTuple):
+    """Scores of one run against seconds: both of shape (evaluations,), with their steps."""
+
+    steps: FloatArray
+    seconds: FloatArray
+    scores: FloatArray
+
+    def at(self, seconds: float) -> float | None:
+        """Return the score of the last evaluation not later than a time, None if there is none yet."""
+        count = int(np.searchsorted(self.seconds, seconds, side="right"))
+        return float(self.scores[count - 1]) if count else None
+
+
+def time_curves(curves: Mapping[str, Sequence[TimedCurve]], style: Mapping[str, Style], task: Task, seconds_name: str) -> str:
+    """Draw scores against seconds: thin lines for the seeds, and at each step the medians over seeds of both."""
+    with rc_context(_SETTINGS):
+        figure, axes = _new(7.6, 4.4)
+        ends = []
+        for variant, runs in curves.items():
+            color, line, marker = style[variant]
+            for run in runs:
+                axes.plot(run.seconds, run.scores, color=color, linewidth=0.6, alpha=0.45)
+            middle = _middle(runs)
+            axes.plot(
+                middle.seconds, middle.scores, color=color, linestyle=line, marker=marker, linewidth=1.8, markersize=5,
+                markevery=max(1, len(middle.steps) // 10),
+            )  # fmt: skip
+            ends.append((float(middle.seconds[-1]), float(middle.scores[-1]), variant, color))
+        axes.set_xlabel(seconds_name)
+        axes.set_ylabel(_score_label(task.score_name, task))
+        if task.log_scale:
+            _logarithmic(axes, "x")
+            _logarithmic(axes, "y")
+        _label_ends(figure, axes, ends)
+        return _svg(figure)
+
+
 def seed_points(finals: Mapping[str, FloatArray], intervals: Mapping[str, Interval], style: Mapping[str, Style], task: Task) -> str:
     """Draw the final score of every seed, and beside them the IQM with its interval."""
     with rc_context(_SETTINGS):
@@ -157,6 +195,37 @@ def profiles(scores: Mapping[str, FloatArray], style: Mapping[str, Style]) -> st
         axes.set_ylim(-0.02, 1.02)
         _legend_outside(axes)
         return _svg(figure)
+
+
+def _middle(runs: Sequence[TimedCurve]) -> TimedCurve:
+    """Return the medians over runs at the steps that all of them have; without such a step, the first run."""
+    common = sorted(set.intersection(*(set(run.steps.tolist()) for run in runs)))
+    if not common:
+        return runs[0]
+    chosen = [np.searchsorted(run.steps, common) for run in runs]
+    seconds, scores = (
+        np.median([getattr(run, column)[index] for run, index in zip(runs, chosen, strict=True)], axis=0)
+        for column in ("seconds", "scores")
+    )
+    return TimedCurve(np.array(common), seconds, scores)
+
+
+def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write the name of each line at its end, moved up where it would cover another name."""
+    figure.draw_without_rendering()  # the layout must be known
+    points = 72.0 / figure.dpi
+    placed: list[tuple[float, float, float]] = []  # left, right and height of the names so far, in points
+    for x, y, name, color in sorted(ends, key=lambda end: end[1]):
+        left, bottom = (float(value) * points for value in axes.transData.transform((x, y)))
+        right, height = left + 8 + 5.5 * len(name), bottom
+        while any(left < other[1] and other[0] < right and abs(height - other[2]) < 11 for other in placed):
+            height += 1
+        placed.append((left, right, height))
+        axes.annotate(
+            name, (x, y), xytext=(6, height - bottom), textcoords="offset points", va="center", fontsize=9, color=color,
+            annotation_clip=False, path_effects=[withStroke(linewidth=3, foreground="white")],
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6} if height > bottom else None,
+        )  # fmt: skip
 
 
 def _new(width: float, height: float) -> tuple[Figure, Axes]:

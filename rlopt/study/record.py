@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlopt.study.files import read_json, write_json
 from rlopt.study.runs import now
-from rlopt.study.task import Task
+from rlopt.study.task import Costs, Task
 
 if sys.platform != "win32":
     import fcntl
@@ -48,13 +48,17 @@ def read_study(folder: Path) -> StudyRecord:
     content = read_json(path)
     try:
         return StudyRecord(
-            tasks=tuple(Task(**task) for task in content["tasks"]),
+            tasks=tuple(Task(**{**task, "costs": _costs(task.get("costs"))}) for task in content["tasks"]),
             variants=tuple(content["variants"]),
             baseline=content["baseline"],
             commands=tuple((entry["time"], entry["command"]) for entry in content["commands"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must hold tasks, variants, baseline and commands, got a problem with {error}") from None
+
+
+def _costs(content: Mapping[str, Any] | None) -> Costs | None:
+    return None if content is None else Costs(**content)
 
 
 def update_study(folder: Path, tasks: Sequence[Task], variants: Sequence[str], baseline: str | None, command: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rlopt.study import document, figures, provenance, sections
+from rlopt.study import costs, document, figures, provenance, sections
 from rlopt.study.files import write_text
 from rlopt.study.results import read_results
 
@@ -13,7 +13,8 @@ from rlopt.study.results import read_results
 def report(study: Path | str) -> Path:
     """Write the report of a study from what is finished so far.
 
-    `report.html` needs no other file; `report.md` refers to the drawings in `figures/`.
+    `report.html` needs no other file; `report.md` refers to the drawings in `figures/`. A task with `costs` gets its table of costs
+    as `<task>-costs.csv` too.
 
     Args:
         study: Folder of the study, `runs/<study>`.
@@ -44,6 +45,10 @@ def report(study: Path | str) -> Path:
     for block in blocks:
         if isinstance(block, document.Figure):
             write_text(folder / f"{block.name}.svg", block.svg)
+    for task in results.record.tasks:
+        rows = costs.cost_rows(results, task)
+        if rows:
+            write_text(costs.csv_path(results.folder, task), costs.to_csv(rows))
     write_text(results.folder / "report.md", document.to_markdown(blocks))
     page = results.folder / "report.html"
     write_text(page, document.to_html(f"{results.folder.resolve().name}: report", blocks))

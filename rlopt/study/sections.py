@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from rlopt.study import figures, words
+from rlopt.study import costs, figures, words
 from rlopt.study.comparison import VERDICTS, Comparison, compare, summary
 from rlopt.study.document import Block, Figure, Heading, Items, Paragraph, Table
 from rlopt.study.figures import Curve, Style
@@ -91,7 +91,8 @@ def task(results: StudyResults, record: Task, style: Mapping[str, Style]) -> lis
     ]
     if compared:
         blocks += [Heading(f"Against {results.record.baseline}", 3), *_comparison_blocks(name, compared, style)]
-    return [*blocks, Heading("Sample efficiency", 3), *_efficiency(results, record, curves)]
+    blocks += [Heading("Sample efficiency", 3), *_efficiency(results, record, curves)]
+    return [*blocks, *costs.section(results, record, style)]
 
 
 def aggregate(results: StudyResults, style: Mapping[str, Style]) -> list[Block]:

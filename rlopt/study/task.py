@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -13,6 +13,25 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 Goal = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Columns of `progress.csv` that tell what a run costs; the report then compares variants at equal time too.
+
+    Args:
+        step: Column with the step of a row; evaluations find their seconds by it.
+        seconds: Column with the seconds since the start of a run, best of training alone, without evaluations.
+        seconds_name: What the seconds are, for axes and headings.
+        memory: Column with bytes of memory, for instance of the state of an optimizer. None: no memory is told.
+        memory_name: What the memory is for, for headings.
+    """
+
+    step: str
+    seconds: str
+    seconds_name: str = "CPU seconds"
+    memory: str | None = None
+    memory_name: str = "optimizer state"
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,7 @@ class Task:
             them it is straight in the scale of the axes, so that a power law needs two points only. Where such a line reaches
             the last step, the report tells the ratio of the final scores to it.
         final_evaluations: How many last evaluations the final score of a run averages, >= 1. None: the last tenth of them.
+        costs: Where runs tell their seconds and memory. None: the report compares at equal steps only.
 
     Raises:
         ValueError: If a field is out of its range.
@@ -57,6 +77,7 @@ class Task:
     log_scale: bool = False
     references: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     final_evaluations: int | None = None
+    costs: Costs | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -80,7 +101,8 @@ class Task:
 
     def record(self) -> dict[str, Any]:
         """Return what a report needs to know, as JSON values: every field but `config`, which each run has of its own."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "config"}
+        record = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in ("config", "costs")}
+        return record if self.costs is None else {**record, "costs": asdict(self.costs)}
 
     def normalise(self, scores: ArrayLike, zero: float, one: float) -> FloatArray:
         """Return the scores with `zero` moved to 0 and `one` to 1, on logarithms with `log_scale`; more is better.

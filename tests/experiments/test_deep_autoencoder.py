@@ -5,6 +5,8 @@ import csv
 import inspect
 import json
 import math
+import sys
+from importlib.util import find_spec
 from itertools import pairwise
 
 import _autoencoder_search as search
@@ -20,6 +22,9 @@ from torch import nn
 from rlopt.data import Dataset
 from rlopt.optim import build_optimizer
 from rlopt.study import Task
+from rlopt.study.runs import update_manifest
+
+needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="a search needs optuna")
 
 # 10 steps of 50 images.
 TINY = ["--num-images", "250", "--batch-size", "50", "--epochs", "2", "--warmup-epochs", "0.4", "--seeds", "1", "--jobs", "2"]
@@ -187,13 +192,6 @@ def test_given_rates_replace_defaults():
     assert experiment.learning_rates(study) == {"sgd": 0.03, "adam": 0.5}
 
 
-def test_rates_of_a_search_are_half_decades_around_the_centre():
-    assert search.rate_grid(2e-3, 3) == [6.32e-4, 2e-3, 6.32e-3]
-    assert search.rate_grid(1.0, 2) == [0.562, 1.78]
-    found = search.rate_grid(0.03, 6)
-    assert math.prod(found) ** (1 / 6) == pytest.approx(0.03, rel=0.01)
-
-
 def test_a_trial_is_a_shorter_run_with_the_schedule_in_proportion():
     task = experiment.search_task(experiment.parse(["--search", "3"]))
     assert (task.total_steps, task.config["epochs"], task.config["warmup_epochs"], task.config["eval_every"]) == (10, 10, 0.5, 10)
@@ -316,6 +314,10 @@ def test_a_run_records_scores_costs_and_tensorboard_scalars(tmp_path):
     seconds = [float(row["time/cpu_seconds"]) for row in rows]
     assert 0 < seconds[0] < seconds[1] < seconds[2]
     numbers = 196 * 16 + 16 + 16 * 4 + 4 + 4 * 16 + 16 + 16 * 196 + 196
+    study = experiment.parse([])
+    costs = experiment.make_task(study, training.load_images(experiment.make_config(study))).costs
+    assert {costs.step, costs.seconds, costs.memory} <= set(rows[0])
+    assert [int(row[costs.step]) for row in rows] == [2, 4, 5]
     assert int(float(rows[-1]["memory/optimizer_state_bytes"])) == 2 * 4 * numbers + 8 * 4  # a step count for each of 8 tensors
     scores = list(csv.DictReader((tmp_path / "evaluations.csv").open()))
     assert [float(row["score"]) for row in scores] == pytest.approx([float(row["loss/train"]) for row in rows])
@@ -339,39 +341,91 @@ def test_images_without_a_test_part_have_no_test_loss(tmp_path, monkeypatch):
     assert "loss/test" not in rows_of(tmp_path)[0]
 
 
-def test_search_takes_the_rate_with_the_lowest_loss(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def quick_runs(monkeypatch):
+    """Runs of a search in no time: the loss of adam has its minimum at 0.1; sgd diverges, and lamb fails above 0.01.
+
+    Returns the configs of all runs that were made.
+    """
+    configs = []
+
     def study_of(function, tasks, variants, seeds, folder, jobs):
+        assert function == search.FUNCTION
         for variant, options in variants.items():
+            configs.append({**tasks[0].config, **options})
             place = folder / tasks[0].name / variant / f"seed_{seeds[0]}"
-            place.mkdir(parents=True)
-            loss = abs(math.log(options["lr"] / 0.1)) + 1 if options["optimizer"] == "adam" else training.LARGEST_LOSS
+            place.mkdir(parents=True, exist_ok=True)
+            fails = options["optimizer"] == "lamb" and options["lr"] > 0.01
+            loss = training.LARGEST_LOSS if options["optimizer"] == "sgd" else abs(math.log(options["lr"] / 0.1)) + 1
             (place / "evaluations.csv").write_text(f"step,score,seconds\n1,{loss},0.1\n")
+            update_manifest(place, status="failed" if fails else "finished")
         return 0
 
-    monkeypatch.setattr(search, "run_study", study_of)
-    task = Task("t", 1)
-    assert search.search_rates(task, {"adam": 0.03}, 3, tmp_path, 1) == {"adam": 0.0949}
-    assert capsys.readouterr().out == "adam: learning rate 0.0949, at the edge of the grid\n"
-    found = json.loads((tmp_path / "search.json").read_text())["optimizers"]["adam"]
-    assert found["best_lr"] == 0.0949
-    assert [trial["lr"] for trial in found["trials"]] == [0.00949, 0.03, 0.0949]
-    with pytest.raises(ValueError, match="learning_rates must name a rate at which sgd does not diverge"):
-        search.search_rates(task, {"sgd": 0.03}, 2, tmp_path, 1)
-    # Optimizers that are added later stand beside the earlier ones.
-    assert set(json.loads((tmp_path / "search.json").read_text())["optimizers"]) == {"adam", "sgd"}
+    monkeypatch.setattr("rlopt.study.search.run_study", study_of)
+    return configs
 
 
+@needs_optuna
+def test_search_takes_the_rate_with_the_lowest_loss(tmp_path, capsys, quick_runs):
+    task = Task("t", 1, {"epochs": 1}, goal="minimize")
+    rates = search.search_rates(task, {"adam": 0.03, "lamb": 0.01}, 7, tmp_path, 1)
+    found = json.loads((tmp_path / "search.json").read_text())
+    assert (found["epochs"], found["seed"]) == (1, 1_000_000)
+    for name, centre in (("adam", 0.03), ("lamb", 0.01)):
+        entry = found["optimizers"][name]
+        tried = [trial["lr"] for trial in entry["trials"]]
+        assert tried == [config["lr"] for config in quick_runs if config["optimizer"] == name]
+        assert len(tried) == 7
+        assert tried[0] == centre
+        assert entry["range"] == pytest.approx([centre / 30, centre * 30])
+        assert all(entry["range"][0] <= rate <= entry["range"][1] for rate in tried)
+        losses = [trial["loss"] for trial in entry["trials"]]
+        assert entry["best_lr"] == rates[name] == tried[int(np.argmin(losses))]
+        expected = [training.LARGEST_LOSS if name == "lamb" and rate > 0.01 else abs(math.log(rate / 0.1)) + 1 for rate in tried]
+        assert losses == pytest.approx(expected)
+        assert [trial["failed"] for trial in entry["trials"]] == [name == "lamb" and rate > 0.01 for rate in tried]
+    failed = sum(trial["failed"] for trial in found["optimizers"]["lamb"]["trials"])
+    assert 0 < failed < 7
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"adam: learning rate {rates['adam']:g}"
+    assert lines[1] == f"lamb: learning rate 0.01; {failed} of 7 trials failed, see error.txt in {tmp_path / 'search'}"
+
+
+@needs_optuna
+def test_the_edge_of_a_range_is_told(tmp_path, capsys, quick_runs):
+    rates = search.search_rates(Task("t", 1, goal="minimize"), {"adam": 1e-3}, 12, tmp_path, 1)
+    assert rates["adam"] > 0.015
+    said = capsys.readouterr().out
+    assert said == f"adam: learning rate {rates['adam']:g}, at the upper edge of the range from 3.33e-05 to 0.03\n"
+
+
+@needs_optuna
+def test_rates_that_all_diverge_are_refused_and_later_optimizers_stand_beside_earlier_ones(tmp_path, quick_runs):
+    task = Task("t", 1, goal="minimize")
+    search.search_rates(task, {"adam": 0.03}, 2, tmp_path, 1)
+    with pytest.raises(ValueError, match=r"learning_rates must name a rate at which sgd does not diverge, but none of 3 trials"):
+        search.search_rates(task, {"sgd": 0.03}, 3, tmp_path, 1)
+    found = json.loads((tmp_path / "search.json").read_text())["optimizers"]
+    assert {name: len(of["trials"]) for name, of in found.items()} == {"adam": 2, "sgd": 3}
+
+
+@needs_optuna
 def test_a_search_that_is_stopped_ends_the_command_with_its_status(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "run_study", lambda *args, **options: 130)
+    monkeypatch.setattr("rlopt.study.search.run_study", lambda *args, **options: 130)
     assert experiment.main([*TINY, "--optimizers", "sgd", "--search", "2", "--output", str(tmp_path)]) == 130
 
 
-def test_a_failed_trial_is_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(search, "run_study", lambda *args, **options: 1)
+def test_a_search_without_optuna_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
     assert experiment.main([*TINY, "--optimizers", "sgd", "--search", "2", "--output", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: every trial of the search must end, but one has failed: see error.txt in")
+    message = (
+        "error: search is not possible here: optuna must be installed for a search, but is not: pip install 'rlopt[search]'.\n"
+    )
+    assert capsys.readouterr().err == message
+    assert not list(tmp_path.iterdir())
 
 
+@needs_optuna
 @pytest.mark.slow
 def test_comparison_end_to_end(tmp_path, capsys):
     """Search, runs, report with the floor, a second start that repeats nothing, and a folder of another configuration."""
@@ -381,21 +435,27 @@ def test_comparison_end_to_end(tmp_path, capsys):
     assert f"Report: {tmp_path / 's' / 'report.html'}" in output
     text = (tmp_path / "s" / "report.md").read_text(encoding="utf-8")
     assert "### Ratio to the reference" in text
+    assert "### Equal time" in text
+    with (tmp_path / "s" / "curves14-costs.csv").open() as file:
+        costs = {row["variant"]: row for row in csv.DictReader(file)}
+    assert float(costs["adam"]["relative_seconds"]) == 1.0
+    assert float(costs["locoprop_m"]["relative_seconds"]) > 1.0
+    assert costs["locoprop_m"]["equal_seconds"] == costs["adam"]["equal_seconds"]  # adam is the quicker one
     assert "| locoprop_m |" in text
     found = json.loads((tmp_path / "s" / "search.json").read_text())
     assert {name: len(of["trials"]) for name, of in found["optimizers"].items()} == {"adam": 2, "locoprop_m": 2}
     folder = tmp_path / "s" / "curves14" / "adam" / "seed_0"
     options = json.loads((folder / "config.json").read_text())
     assert (options["optimizer"], options["lr"]) == ("adam", found["optimizers"]["adam"]["best_lr"])
-    trial = next((tmp_path / "s" / "search" / "curves14").glob("adam_lr=*/seed_*/manifest.json"))
+    trial = next((tmp_path / "s" / "search" / "curves14").glob("adam_trial_*/seed_*/manifest.json"))
     before = [path.stat().st_mtime_ns for path in (folder / "manifest.json", trial)]
 
     words = [str(word) for word in arguments]
     assert experiment.main(words) == 0
     said = capsys.readouterr().out
-    assert "4 of 4 runs are finished already." in said
     assert "2 of 2 runs are finished already." in said
+    assert f"adam: learning rate {found['optimizers']['adam']['best_lr']:g}" in said
     assert [path.stat().st_mtime_ns for path in (folder / "manifest.json", trial)] == before
 
     assert experiment.main([*words, "--activation", "relu"]) == 2
-    assert "holds a run with activation = " in capsys.readouterr().err
+    assert "holds a search for adam with config.activation = " in capsys.readouterr().err

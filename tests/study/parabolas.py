@@ -1,0 +1,38 @@
+"""Run functions for the tests of searches, cheap ones. Fresh processes import this file by its path."""
+
+import math
+import time
+from pathlib import Path
+
+from rlopt.study import Recorder
+
+PLACE = f"{Path(__file__).resolve()}:"
+
+
+def distance(config, seed, folder):
+    """The score is the squared distance of lg(rate) from lg(config["best"]), and seed / 1000."""
+    Recorder(folder).evaluation(10, math.log10(config["rate"] / config["best"]) ** 2 + (seed % 10) / 1000)
+
+
+def bowl(config, seed, folder):
+    """Two nested options and an integer; the largest score, 0, is at x = 0.3, y = -0.5, 5 layers."""
+    inner = config["inner"]
+    Recorder(folder).evaluation(10, -((inner["x"] - 0.3) ** 2) - (inner["y"] + 0.5) ** 2 - (config["layers"] - 5) ** 2 / 100)
+
+
+def fails_above_best(config, seed, folder):
+    if config["rate"] > config["best"]:
+        raise RuntimeError("diverged")
+    distance(config, seed, folder)
+
+
+def silent(config, seed, folder):
+    """Ends without an evaluation."""
+
+
+def slow_third(config, seed, folder):
+    """The third trial waits, unless the folder's search has a file `go`."""
+    if config["variant"].endswith("trial_2") and not (folder.parents[2] / "go").exists():
+        Recorder(folder).progress(1)
+        time.sleep(120)
+    distance(config, seed, folder)
