@@ -29,25 +29,35 @@ class Method:
     """A form of the model with an optimizer.
 
     Args:
-        scale_invariant: Form of the model.
         spec: The optimizer.
-        schedule: "cosine" with a warm-up, or "steps", which divides the rates by 10 after 60 % and 90 % of the steps, without one.
+        form: Options of the model, see `rlopt.nn.CharTransformerConfig`; none is the standard form.
+        schedule: "cosine" to 0, after a warm-up if `warmup`, or "steps", which divides the rates by 10 after 60 % and 90 % of the
+            steps.
+        warmup: Whether rates rise from 0 in the warm-up steps.
     """
 
-    scale_invariant: bool
     spec: Spec
-    schedule: str
+    form: dict[str, Any]
+    schedule: str = "cosine"
+    warmup: bool = True
 
 
+_PAPER: dict[str, Any] = {"scale_invariant": True}
+_OURS = {**_PAPER, "attention": "softmax", "balanced": True}
 _HEAD = Adam(lr=1e-3)  # what is not scale invariant: the head
+_ADAM = AdamW(lr=3e-3, weight_decay=0.1, decay_matrices_only=True)
+_SI_SGD = ScaleInvariantSGDSpec(lr=1.0, weight_decay=2e-3, momentum=0.9, start_in_equilibrium=True, others=_HEAD)
+_SI_SGD_PAPER = ScaleInvariantSGDSpec(lr=1.0, weight_decay=1e-3, others=_HEAD)
 
-# Name -> what it is. Adam's rate is that of nanoGPT's setting for a CPU; the others were tuned coarsely on 150 steps.
+# Name -> what it is.
 METHODS: dict[str, Method] = {
-    "adam": Method(False, AdamW(lr=1e-3, weight_decay=0.1, decay_matrices_only=True), "cosine"),
-    "sgd": Method(False, Sgd(lr=0.1), "cosine"),
-    "si_adam": Method(True, AdamW(lr=1e-3, weight_decay=0.1, decay_matrices_only=True), "cosine"),
-    "si_sgd": Method(True, ScaleInvariantSGDSpec(lr=1.0, weight_decay=1e-3, others=_HEAD), "steps"),
-    "si_sgd_noclip": Method(True, ScaleInvariantSGDSpec(lr=1.0, weight_decay=1e-3, clip_factor=None, others=_HEAD), "steps"),
+    "adam": Method(_ADAM, {}),
+    "sgd": Method(Sgd(lr=0.1, momentum=0.9), {}),
+    "si_adam": Method(_ADAM, _OURS),
+    "si_sgd": Method(_SI_SGD, _OURS, warmup=False),
+    "si_sgd_slow_start": Method(replace(_SI_SGD, start_in_equilibrium=False), _OURS, warmup=False),
+    "si_sgd_noclip": Method(replace(_SI_SGD, clip_factor=None), _OURS, warmup=False),
+    "si_sgd_paper": Method(_SI_SGD_PAPER, _PAPER, "steps", warmup=False),
 }
 
 
@@ -121,7 +131,7 @@ def make_trainer(config: Mapping[str, Any], seed: int) -> Trainer:
         num_layers=config["num_layers"],
         num_heads=config["num_heads"],
         width=config["width"],
-        scale_invariant=method.scale_invariant,
+        **method.form,
     )
     with torch.no_grad():
         for parameter in encoder_parameters(task.model):
@@ -141,9 +151,10 @@ def make_spec(config: Mapping[str, Any]) -> Spec:
 
 def make_schedule(config: Mapping[str, Any]) -> Schedule:
     """Return the schedule of a method."""
-    if METHODS[config["method"]].schedule == "steps":
+    method = METHODS[config["method"]]
+    if method.schedule == "steps":
         return StepDecay(config["num_steps"])
-    return WarmupDecay(config["num_steps"], config["warmup_steps"], decay="cosine", final_factor=0.1)
+    return WarmupDecay(config["num_steps"], config["warmup_steps"] if method.warmup else 0, decay="cosine")
 
 
 def encoder_parameters(model: Any) -> list[Tensor]:

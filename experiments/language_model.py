@@ -27,7 +27,7 @@ from _language_training import METHODS
 from tyro.conf import arg
 
 from rlopt.data import load
-from rlopt.study import Task
+from rlopt.study import Costs, Task
 from rlopt.study.grid import folder_name
 
 PresetName = Literal["cpu", "quick"]
@@ -61,8 +61,10 @@ class LanguageStudy:
     preset: PresetName = "cpu"
     """cpu: four layers of width 128, the setting of nanoGPT for a CPU. quick: a tiny model, a minute."""
     methods: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ("adam", "sgd", "si_sgd")
-    """Methods to compare: adam and sgd on an ordinary transformer; si_adam, si_sgd and si_sgd_noclip (without clipping) on a
-    scale-invariant one. The baseline of the comparison is adam if it is there, else the first."""
+    """Methods to compare: adam and sgd (with momentum) on an ordinary transformer; on a scale-invariant one with softmax attention
+    and balanced initial weights si_adam, si_sgd (with momentum, starting in equilibrium), si_sgd_slow_start (without the start in
+    equilibrium) and si_sgd_noclip (without clipping); si_sgd_paper on one with ReLU attention and the weights and schedule of the
+    paper. The baseline of the comparison is adam if it is there, else the first."""
     learning_rates: Annotated[tuple[str, ...], arg(metavar="NAME=RATE [NAME=RATE ...]")] = ()
     """Learning rates of methods, > 0, in place of their defaults."""
     weight_decays: Annotated[tuple[str, ...], arg(metavar="NAME=DECAY [NAME=DECAY ...]")] = ()
@@ -74,7 +76,8 @@ class LanguageStudy:
     num_steps: int = 2000
     """Steps of a run, > 0."""
     warmup_steps: int = 100
-    """Steps in which the rates of adam and sgd rise from 0, in [0, num_steps); then they fall by a cosine to a tenth."""
+    """Steps in which the rates of adam, sgd and si_adam rise from 0, in [0, num_steps). Then, and from the start for si_sgd, they
+    fall by a cosine to 0; those of si_sgd_paper are divided by 10 after 60 % and 90 % of the steps."""
     num_evaluations: int = 20
     """Evaluations of a run, > 0, at equal distances."""
     context: int = 64
@@ -183,6 +186,7 @@ def make_task(study: LanguageStudy, initial_scale: float, loss_scale: float) -> 
         step_name="steps",
         references={"uniform guess": ((1.0, math.log(65)), (float(study.num_steps), math.log(65)))},
         final_evaluations=1,
+        costs=Costs("steps", "time/cpu_seconds"),
     )
 
 

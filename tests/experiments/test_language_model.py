@@ -78,10 +78,12 @@ def test_scales_make_tasks_and_options_make_names():
 
 
 def test_rates_fall_at_60_and_90_percent():
-    schedule = training.make_schedule({"method": "si_sgd", "num_steps": 10})
+    schedule = training.make_schedule({"method": "si_sgd_paper", "num_steps": 10})
     assert [schedule(step) for step in range(10)] == [1.0] * 6 + [0.1] * 3 + [0.01]
     cosine = training.make_schedule({"method": "adam", "num_steps": 10, "warmup_steps": 2})
-    assert [cosine(0), cosine(1), cosine(2), cosine(6)] == pytest.approx([0.5, 1.0, 1.0, 0.55])
+    assert [cosine(0), cosine(1), cosine(2), cosine(6)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    at_once = training.make_schedule({"method": "si_sgd", "num_steps": 10, "warmup_steps": 2})
+    assert [at_once(0), at_once(5), at_once(10)] == pytest.approx([1.0, 0.5, 0.0])
 
 
 def test_initial_scale_leaves_the_head_and_the_output_of_the_invariant_model():
@@ -108,7 +110,7 @@ def test_loss_scale_scales_gradients_and_not_the_score(tmp_path):
     scores = []
     for scale in (1.0, 8.0):
         # Rescaling the loss by 8, the rate by 1/8 and the decay by 8 changes nothing for the encoder; the head uses Adam.
-        options = config(loss_scale=scale, lr=1.0 / scale, weight_decay=1e-3 * scale)
+        options = config(method="si_sgd_slow_start", loss_scale=scale, lr=1.0 / scale, weight_decay=1e-3 * scale)
         folder = tmp_path / str(scale)
         folder.mkdir()
         training.train(options, 0, folder)
@@ -116,6 +118,18 @@ def test_loss_scale_scales_gradients_and_not_the_score(tmp_path):
             scores.append([float(row["score"]) for row in csv.DictReader(file)])
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
     assert len(scores[0]) == 2
+
+
+@pytest.mark.parametrize("scales", [{"initial_scale": 100.0}, {"initial_scale": 0.01}, {"loss_scale": 1000.0}])
+def test_start_in_equilibrium_makes_scales_irrelevant(tmp_path, scales):
+    scores = []
+    for name, change in (("plain", {}), ("scaled", scales)):
+        folder = tmp_path / name
+        folder.mkdir()
+        training.train(config(**change), 0, folder)
+        with (folder / "evaluations.csv").open() as file:
+            scores.append([float(row["score"]) for row in csv.DictReader(file)])
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
 
 
 def test_divergence_is_a_large_score(tmp_path):
