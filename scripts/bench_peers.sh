@@ -16,4 +16,7 @@ trap 'rm -f "$pins"' EXIT
 grep -E '^(torch|numpy|numba|gymnasium|stable_baselines3)==' constraints.txt >"$pins"
 "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -c "$pins" -e . cpprb torchrl tianshou ||
     fail "the installation into $venv failed (see above)."
+# Its requirements would replace packages that are here already.
+"$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps locoprop==0.1.0 ||
+    fail "the installation of locoprop into $venv failed (see above)."
 echo "Ready: scripts/bench replay"

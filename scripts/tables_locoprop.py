@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlopt.data.curves import curves_like
+from rlopt.optim import Soap, build_optimizer
 from rlopt.optim.locoprop import LocoProp
 from rlopt.optim.muon import Float32Muon
 from rlopt.optim.rmsprop_tf import RMSpropTF
@@ -71,6 +72,11 @@ METHODS: dict[str, tuple[str, Make, tuple[float, ...]]] = {
     ),
     "muon": ("Muon, lr 0.05, and Adam on biases, lr 2e-3", muon(torch.optim.Muon), (19.31, 19.33, 19.31)),
     "muon_float32": ("The same with products in float32", muon(Float32Muon), ()),
+    "soap": (
+        "SOAP, lr 0.03, no decay, refreshed every 10 steps (extra rlopt[optim])",
+        lambda net: [build_optimizer(Soap(lr=0.03, weight_decay=0.0, precondition_frequency=10), net)],
+        (19.49, 19.96, 19.34),
+    ),
     "locoprop_m": ("LocoProp-M, defaults (T = 10)", locoprop(), (19.92, 19.82, 19.87)),
     "locoprop_m5": ("LocoProp-M, T = 5", locoprop(local_iters=5), (21.00, 20.99, 20.90)),
     "locoprop_m2": ("LocoProp-M, T = 2", locoprop(local_iters=2), (32.88,)),
