@@ -28,6 +28,7 @@ class Logs:
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and only runs with a folder need it
 
+            _wait_for_a_later_name(folder)
             self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
         # disable=None: no bar where the output is not a terminal.
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=None if progress else True)
@@ -63,3 +64,15 @@ class Logs:
         self._bar.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait, a second at most, until events of a new file come after those of all others.
+
+    TensorBoard reads the files of a folder in the order of their names, which begin with the second of their making; what a file
+    drops of earlier ones depends on that order, and within a second the names are not in order.
+    """
+    newest = max((path.name for path in folder.glob("events.out.tfevents.*")), default="")
+    limit = time.monotonic() + 1.0
+    while f"events.out.tfevents.{int(time.time()):010d}" <= newest and time.monotonic() < limit:
+        time.sleep(0.01)

@@ -199,9 +199,12 @@ def test_model_is_compiled_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled == [trainer.model]
 
 
-def test_events_hold_the_logged_numbers_once_after_a_cut(tmp_path: Path) -> None:
+def test_events_hold_the_logged_numbers_once_after_a_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # Files of the same second get numbers, and by name number 10 comes before number 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     options: dict[str, Any] = {"folder": tmp_path, "num_steps": 6, "eval_every": 3, "save_every": 2}
     first = make(**options)
     first.train(4)
