@@ -121,7 +121,7 @@ def test_foreign_file_is_reported(tmp_path: Path) -> None:
         read_checked(folder, source())
 
 
-@pytest.mark.parametrize("content", [gzip.compress(CONTENT)[:-20], b"<html>not found</html>", b""])
+@pytest.mark.parametrize("content", [gzip.compress(CONTENT)[:-20], b"<html>not found</html>", b""], ids=["cut", "html", "empty"])
 def test_truncated_or_other_file_is_reported(tmp_path: Path, content: bytes) -> None:
     folder = put(tmp_path)
     (folder / "text.gz").write_bytes(content)
