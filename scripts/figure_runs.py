@@ -20,7 +20,7 @@ import tyro
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 from tyro.conf import arg
 
@@ -52,6 +52,8 @@ class Config:
     """Rows after this step are left out; None: none."""
     bounds: tuple[float, float] | None = None
     """Of the vertical axis; None: those of the data."""
+    log: bool = True
+    """Whether the vertical axis is logarithmic."""
 
 
 def main(config: Config) -> None:
@@ -101,11 +103,10 @@ def mean_of(runs: list[FloatArray]) -> FloatArray:
 def finish(axes: Axes, name: str, config: Config) -> None:
     """Label and scale the axes."""
     axes.set_xlabel(name)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(
-        ScalarFormatter() if config.bounds and config.bounds[1] / config.bounds[0] < 10 else NullFormatter()
-    )
+    if config.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(ScalarFormatter())
     if config.bounds:
         axes.set_ylim(*config.bounds)
     axes.grid(axis="y", alpha=0.25)
