@@ -48,8 +48,8 @@ class KFAC(Optimizer):
     1503.05671.
 
     Example:
-        >>> _ = torch.manual_seed(0)
         >>> net = nn.Linear(2, 1)
+        >>> _ = nn.init.ones_(net.weight), nn.init.zeros_(net.bias)
         >>> optimizer = KFAC(net, lr=0.03, momentum=0.0)
         >>> loss = (net(torch.eye(2)) ** 2).mean()
         >>> loss.backward()
