@@ -84,6 +84,12 @@ def test_initial_spread_is_as_configured() -> None:
         assert weight.std().item() == pytest.approx(0.1 * 0.880, rel=0.03)  # of a normal cut at two deviations
 
 
+def test_attention_of_the_scale_invariant_form_is_as_configured() -> None:
+    relu, softmax = (small(scale_invariant=True, attention=weights) for weights in ("relu", "softmax"))
+    assert {block.attention.weights for block in softmax.blocks} == {"softmax"}
+    assert not torch.allclose(relu(tokens()), softmax(tokens()))
+
+
 def test_balanced_weights_have_spreads_of_their_own() -> None:
     plain, balanced = (
         CharTransformer(CharTransformerConfig(vocab_size=65, init_std=0.1, scale_invariant=True, balanced=value))
