@@ -23,14 +23,18 @@ class KFAC(Optimizer):
 
         A <- mean of x x',    S <- mean of d d',    pi = sqrt((tr A / dim A) / (tr S / dim S))
         U = (S + sqrt(damping) / pi I)^-1 G (A + pi sqrt(damping) I)^-1
-        v <- momentum v + U,    W <- (1 - lr weight_decay) W - lr v
+        c = min(1, sqrt(kl_clip / (lr^2 sum over layers of <U, G>)))
+        v <- momentum v + c U,    W <- (1 - lr weight_decay) W - lr v
 
-    with G the gradient of weight and bias. The loss must be a mean over rows, as usual: d is the gradient of the loss times the
-    number of rows. Averages start at their first value. Forward and backward passes are recorded by hooks on the layers; a layer
-    without a record so far takes U = G. Copies of the module alone do not record, copies of module and optimizer together do.
+    with G the gradient of weight and bias. lr^2 <U, G> is the squared length of the step -lr U in the metric of the curvature, to
+    second order twice the divergence between the outputs before and after; c keeps it within kl_clip. The loss must be a mean over
+    rows, as usual: d is the gradient of the loss times the number of rows. Averages start at their first value. Forward and
+    backward passes are recorded by hooks on the layers; a layer without a record so far takes U = G. Copies of the module alone do
+    not record, copies of module and optimizer together do.
 
     Differs from the paper: the Fisher matrix is the empirical one, of the labels in the data instead of labels drawn from the
-    model; the damping and the step length are constant; weight decay is decoupled. Linear layers only.
+    model; the damping is constant; the step length is limited as in the second reference instead of optimal for a quadratic model;
+    weight decay is decoupled. Linear layers only.
 
     Args:
         module: The network. Parameters outside its `nn.Linear` layers are not moved; `rlopt.optim.Kfac` gives them to Adam.
@@ -40,12 +44,13 @@ class KFAC(Optimizer):
         damping: > 0.
         factor_decay: Decay of the averages, in [0, 1).
         inverse_every: Steps from one inversion to the next, > 0.
+        kl_clip: Limit of the squared length of a step in the metric of the curvature, > 0; None: none. (1e-3 is usual.)
 
     Raises:
         ValueError: For values outside these sets, and for a network without linear layers.
 
     References: Martens, Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015, arXiv
-    1503.05671.
+    1503.05671. Ba, Grosse, Martens, Distributed second-order optimization using Kronecker-factored approximations, ICLR 2017.
 
     Example:
         >>> net = nn.Linear(2, 1)
@@ -68,6 +73,7 @@ class KFAC(Optimizer):
         damping: float = 1e-2,
         factor_decay: float = 0.95,
         inverse_every: int = 10,
+        kl_clip: float | None = 1e-3,
     ) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not 0.0 <= value < math.inf:
@@ -78,6 +84,8 @@ class KFAC(Optimizer):
         for name, value in (("damping", damping), ("inverse_every", inverse_every)):
             if not value > 0:
                 raise ValueError(f"{name} must be > 0, got {value}.")
+        if kl_clip is not None and not kl_clip > 0:
+            raise ValueError(f"kl_clip must be > 0 or None, got {kl_clip}.")
         layers = {name: (part.weight, part.bias) for name, part in module.named_modules() if type(part) is nn.Linear}
         if not layers:
             raise ValueError("module must have nn.Linear layers, got none.")
@@ -89,7 +97,7 @@ class KFAC(Optimizer):
         params = {id(p): p for layer in self.recorder.layers.values() for p in layer.parameters.values()}
         defaults = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping, "factor_decay": factor_decay,
-            "inverse_every": inverse_every,
+            "inverse_every": inverse_every, "kl_clip": kl_clip,
         }  # fmt: skip
         super().__init__(list(params.values()), defaults)
 
@@ -149,13 +157,19 @@ class KFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
-        for layer in self.recorder.layers.values():
-            if layer.weight.grad is not None:
-                self._update(layer, group)
+        steps = [
+            (layer, *self._natural_gradient(layer, group))
+            for layer in self.recorder.layers.values()
+            if layer.weight.grad is not None
+        ]
         self.recorder.forget()
+        shrink = _shrink_factor([(gradient, update) for _, gradient, update in steps], group["lr"], group["kl_clip"])
+        for layer, _, update in steps:
+            self._apply(layer, update if shrink is None else update * shrink, group)
         return loss
 
-    def _update(self, layer: LayerRecord, group: dict[str, Any]) -> None:
+    def _natural_gradient(self, layer: LayerRecord, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the gradient of weight and bias (out, in + 1), and the same times the inverse curvature."""
         state = self.state[layer.weight]
         has_bias = "bias" in layer.parameters
         if layer.uses:
@@ -163,17 +177,30 @@ class KFAC(Optimizer):
             if state["num_batches"] % group["inverse_every"] == 0:
                 _invert_factors(state, group["damping"])
             state["num_batches"] += 1
-        update = cast(Tensor, layer.weight.grad)
+        gradient = cast(Tensor, layer.weight.grad)
         if has_bias:
-            update = torch.cat([update, cast(Tensor, cast(nn.Parameter, layer.bias).grad)[:, None]], dim=1)  # (out, in + 1)
-        if "input_inverse" in state:
-            update = state["output_inverse"] @ update @ state["input_inverse"]
+            gradient = torch.cat([gradient, cast(Tensor, cast(nn.Parameter, layer.bias).grad)[:, None]], dim=1)
+        if "input_inverse" not in state:
+            return gradient, gradient
+        return gradient, state["output_inverse"] @ gradient @ state["input_inverse"]
+
+    def _apply(self, layer: LayerRecord, update: Tensor, group: dict[str, Any]) -> None:
+        """Take the step of one layer along an update (out, in + 1)."""
+        state = self.state[layer.weight]
         if group["momentum"]:
             update = update + group["momentum"] * state.get("momentum_buffer", 0.0)
             state["momentum_buffer"] = update
-        parts = [update[:, :-1], update[:, -1]] if has_bias else [update]
+        parts = [update[:, :-1], update[:, -1]] if "bias" in layer.parameters else [update]
         for param, part in zip(layer.parameters.values(), parts, strict=True):
             param.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(part, alpha=-group["lr"])
+
+
+def _shrink_factor(pairs: list[tuple[Tensor, Tensor]], lr: float, kl_clip: float | None) -> Tensor | None:
+    """Factor of all updates that keeps their length in the metric of the curvature within its limit; None without a limit."""
+    if kl_clip is None or not pairs:
+        return None
+    squared_length = torch.stack([(gradient * update).sum() for gradient, update in pairs]).sum() * lr**2
+    return (kl_clip / squared_length.clamp_min(kl_clip)).sqrt()
 
 
 def _average_factors(state: dict[str, Any], layer: LayerRecord, has_bias: bool, decay: float) -> None:

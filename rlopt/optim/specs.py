@@ -119,6 +119,8 @@ class Kfac(Spec):
     """Decay of the averages of the two factors, in [0, 1)."""
     inverse_every: int = 10
     """Steps from one inversion to the next, > 0."""
+    kl_clip: float | None = 1e-3
+    """Limit of the squared length of a step in the metric of the curvature, > 0; None: none (default: usual)."""
     others: BaseSpec = field(default_factory=Adam)
     """Optimizer of all other parameters."""
 
@@ -126,7 +128,7 @@ class Kfac(Spec):
         """Make the optimizer."""
         kfac = KFAC(
             module, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, damping=self.damping,
-            factor_decay=self.factor_decay, inverse_every=self.inverse_every,
+            factor_decay=self.factor_decay, inverse_every=self.inverse_every, kl_clip=self.kl_clip,
         )  # fmt: skip
         taken = {id(p) for group in kfac.param_groups for p in group["params"]}
         rest = torch.nn.ParameterList(p for p in module.parameters() if id(p) not in taken)

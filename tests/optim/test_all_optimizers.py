@@ -77,7 +77,7 @@ CASES = {
     "shampoo": Case(Shampoo(lr=0.1), no_copy=PACKAGE),
     "sgdp": Case(SgdP(lr=0.02), rosenbrock=0.02, no_copy=PACKAGE),
     "adamp": Case(AdamP(lr=0.03), no_copy=PACKAGE),
-    "kfac": Case(Kfac(lr=0.03, inverse_every=3), rosenbrock=5.0),
+    "kfac": Case(Kfac(lr=0.03, inverse_every=3, kl_clip=1.0), rosenbrock=5.0),
     "agc": Case(Agc(clip=0.1, base=Sgd(lr=0.1, momentum=0.9))),
     "sam": Case(Sam(base=Sgd(lr=0.02, momentum=0.9)), needs_closure=True, rosenbrock=0.02),
     "scale_invariant_sgd": Case(ScaleInvariantSGDSpec(lr=0.3, weight_decay=0.01, momentum=0.5, others=Adam(lr=0.03))),

@@ -29,9 +29,11 @@ def loss_of(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (layer(x) - y).square().sum(dim=1).mean()
 
 
-def test_steps_equal_dense_algebra_on_the_whole_fisher_block() -> None:
+@pytest.mark.parametrize("kl_clip", [None, 1e-3, 0.012])
+def test_steps_equal_dense_algebra_on_the_whole_fisher_block(kl_clip: float | None) -> None:
     # The damped factors as one Kronecker product, inverted as a matrix of 8 x 8; moments averaged, inverted in each step.
-    layer, optimizer = make(momentum=0.5, factor_decay=0.9, inverse_every=1, weight_decay=0.1)
+    layer, optimizer = make(momentum=0.5, factor_decay=0.9, inverse_every=1, weight_decay=0.1, kl_clip=kl_clip)
+    factors = []
     weights = np.hstack([layer.weight.detach().numpy(), layer.bias.detach().numpy()[:, None]])
     velocity, inputs_moment, outputs_moment = np.zeros((2, 4)), None, None
     for step in range(4):
@@ -43,14 +45,19 @@ def test_steps_equal_dense_algebra_on_the_whole_fisher_block() -> None:
         outputs_moment = new_outputs if outputs_moment is None else 0.9 * outputs_moment + 0.1 * new_outputs
         pi = np.sqrt((np.trace(inputs_moment) / 4) / (np.trace(outputs_moment) / 2))
         fisher = np.kron(outputs_moment + np.sqrt(0.05) / pi * np.eye(2), inputs_moment + pi * np.sqrt(0.05) * np.eye(4))
-        update = np.linalg.solve(fisher, (errors.T @ rows / 16).ravel()).reshape(2, 4)
-        velocity = 0.5 * velocity + update
+        gradient = (errors.T @ rows / 16).ravel()
+        update = np.linalg.solve(fisher, gradient)
+        squared_length = (0.1 * update) @ fisher @ (0.1 * update)
+        factors.append(1.0 if kl_clip is None else min(1.0, np.sqrt(kl_clip / squared_length)))
+        velocity = 0.5 * velocity + factors[-1] * update.reshape(2, 4)
         weights = (1 - 0.01) * weights - 0.1 * velocity
         optimizer.zero_grad()
         loss_of(layer, x, y).backward()
         optimizer.step()
         found = np.hstack([layer.weight.detach().numpy(), layer.bias.detach().numpy()[:, None]])
         np.testing.assert_allclose(found, weights, rtol=1e-11)
+    # The three cases differ: no limit, one that binds always, and one that binds sometimes.
+    assert sum(bool(factor < 1.0) for factor in factors) == {None: 0, 1e-3: 4, 0.012: 2}[kl_clip]
 
 
 def test_rows_of_sequences_and_of_several_backward_passes_count_alike() -> None:
