@@ -31,14 +31,13 @@ class Method:
     Args:
         spec: The optimizer.
         form: Options of the model, see `rlopt.nn.CharTransformerConfig`; none is the standard form.
-        schedule: "cosine" to 0, after a warm-up if `warmup`, or "steps", which divides the rates by 10 after 60 % and 90 % of the
-            steps.
+        in_steps: Whether the rates are divided by 10 after 60 % and 90 % of the steps, instead of the decay of the configuration.
         warmup: Whether rates rise from 0 in the warm-up steps.
     """
 
     spec: Spec
     form: dict[str, Any]
-    schedule: str = "cosine"
+    in_steps: bool = False
     warmup: bool = True
 
 
@@ -57,7 +56,7 @@ METHODS: dict[str, Method] = {
     "si_sgd": Method(_SI_SGD, _OURS, warmup=False),
     "si_sgd_slow_start": Method(replace(_SI_SGD, start_in_equilibrium=False), _OURS, warmup=False),
     "si_sgd_noclip": Method(replace(_SI_SGD, clip_factor=None), _OURS, warmup=False),
-    "si_sgd_paper": Method(_SI_SGD_PAPER, _PAPER, "steps", warmup=False),
+    "si_sgd_paper": Method(_SI_SGD_PAPER, _PAPER, in_steps=True, warmup=False),
 }
 
 
@@ -94,7 +93,7 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
     A run that diverges gets `LARGEST_LOSS` from there on.
 
     Args:
-        config: `data`, `method`, `lr`, `weight_decay`, `num_steps`, `warmup_steps`, `num_evaluations`, `initial_scale`,
+        config: `data`, `method`, `lr`, `weight_decay`, `num_steps`, `warmup_steps`, `decay`, `num_evaluations`, `initial_scale`,
             `loss_scale`, `context`, `batch_size`, `num_layers`, `num_heads`, `width`, `device`.
         seed: Of initial weights and windows, equal for all methods.
         folder: Where progress.csv and TensorBoard events go.
@@ -152,9 +151,9 @@ def make_spec(config: Mapping[str, Any]) -> Spec:
 def make_schedule(config: Mapping[str, Any]) -> Schedule:
     """Return the schedule of a method."""
     method = METHODS[config["method"]]
-    if method.schedule == "steps":
+    if method.in_steps:
         return StepDecay(config["num_steps"])
-    return WarmupDecay(config["num_steps"], config["warmup_steps"] if method.warmup else 0, decay="cosine")
+    return WarmupDecay(config["num_steps"], config["warmup_steps"] if method.warmup else 0, decay=config["decay"])
 
 
 def encoder_parameters(model: Any) -> list[Tensor]:

@@ -76,8 +76,10 @@ class LanguageStudy:
     num_steps: int = 2000
     """Steps of a run, > 0."""
     warmup_steps: int = 100
-    """Steps in which the rates of adam, sgd and si_adam rise from 0, in [0, num_steps). Then, and from the start for si_sgd, they
-    fall by a cosine to 0; those of si_sgd_paper are divided by 10 after 60 % and 90 % of the steps."""
+    """Steps in which the rates of adam, sgd and si_adam rise from 0, in [0, num_steps)."""
+    decay: Literal["linear", "cosine"] = "linear"
+    """How rates then, and from the start for si_sgd, fall to 0; those of si_sgd_paper are divided by 10 after 60 % and 90 % of the
+    steps instead."""
     num_evaluations: int = 20
     """Evaluations of a run, > 0, at equal distances."""
     context: int = 64
@@ -173,7 +175,18 @@ def parse(arguments: Sequence[str]) -> LanguageStudy:
 
 def make_task(study: LanguageStudy, initial_scale: float, loss_scale: float) -> Task:
     """Return the task of a scale of the initial weights and one of the loss."""
-    names = ("num_steps", "warmup_steps", "num_evaluations", "context", "batch_size", "num_layers", "num_heads", "width", "device")
+    names = (
+        "num_steps",
+        "warmup_steps",
+        "decay",
+        "num_evaluations",
+        "context",
+        "batch_size",
+        "num_layers",
+        "num_heads",
+        "width",
+        "device",
+    )
     config = {name: getattr(study, name) for name in names}
     scales = {"initial_scale": initial_scale, "loss_scale": loss_scale}
     parts = [f"{name.partition('_')[0]}_x{value:g}" for name, value in scales.items() if value != 1.0]

@@ -15,13 +15,23 @@ from rlopt.data import Dataset
 from rlopt.optim import ScaleInvariantSGD
 
 TINY = {
-    "num_steps": 4, "warmup_steps": 1, "num_evaluations": 2, "initial_scale": 1.0, "loss_scale": 1.0, "context": 8, "batch_size": 2,
-    "num_layers": 1, "num_heads": 2, "width": 8, "device": "cpu", "lr": None, "weight_decay": None,
+    "num_steps": 4, "warmup_steps": 1, "decay": "linear", "num_evaluations": 2, "initial_scale": 1.0, "loss_scale": 1.0,
+    "context": 8, "batch_size": 2, "num_layers": 1, "num_heads": 2, "width": 8, "device": "cpu", "lr": None, "weight_decay": None,
 }  # fmt: skip
 
 # Changing this list changes the interface that users type: do it deliberately, and tell it in the changelog.
 OPTIONS = [
-    *("--batch-size", "--context", "--device", "--help", "--initial-scales", "--jobs", "--learning-rates", "--loss-scales"),
+    *(
+        "--batch-size",
+        "--context",
+        "--decay",
+        "--device",
+        "--help",
+        "--initial-scales",
+        "--jobs",
+        "--learning-rates",
+        "--loss-scales",
+    ),
     *("--methods", "--name", "--num-evaluations", "--num-heads", "--num-layers", "--num-steps", "--output", "--preset", "--seeds"),
     *("--warmup-steps", "--weight-decays", "--width"),
 ]
@@ -80,10 +90,12 @@ def test_scales_make_tasks_and_options_make_names():
 def test_rates_fall_at_60_and_90_percent():
     schedule = training.make_schedule({"method": "si_sgd_paper", "num_steps": 10})
     assert [schedule(step) for step in range(10)] == [1.0] * 6 + [0.1] * 3 + [0.01]
-    cosine = training.make_schedule({"method": "adam", "num_steps": 10, "warmup_steps": 2})
-    assert [cosine(0), cosine(1), cosine(2), cosine(6)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
-    at_once = training.make_schedule({"method": "si_sgd", "num_steps": 10, "warmup_steps": 2})
-    assert [at_once(0), at_once(5), at_once(10)] == pytest.approx([1.0, 0.5, 0.0])
+    shared = {"num_steps": 10, "warmup_steps": 2}
+    for decay, after_a_quarter in (("linear", 0.75), ("cosine", 0.8535534)):
+        warm = training.make_schedule({"method": "adam", "decay": decay, **shared})
+        assert [warm(0), warm(1), warm(2), warm(4), warm(6)] == pytest.approx([0.5, 1.0, 1.0, after_a_quarter, 0.5])
+    at_once = training.make_schedule({"method": "si_sgd", "decay": "linear", **shared})
+    assert [at_once(0), at_once(4), at_once(10)] == pytest.approx([1.0, 0.6, 0.0])
 
 
 def test_initial_scale_leaves_the_head_and_the_output_of_the_invariant_model():
