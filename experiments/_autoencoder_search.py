@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from _autoencoder_training import LARGEST_LOSS
@@ -16,27 +15,6 @@ from rlopt.study.search import TRIAL_SEED
 FUNCTION = f"{Path(__file__).resolve().parent / '_autoencoder_training.py'}:train"
 # How far a search goes from the centre, either way.
 RANGE_FACTOR = 30.0
-
-
-def given_rates(words: Sequence[str]) -> dict[str, float]:
-    """Read NAME=RATE words.
-
-    Raises:
-        ValueError: If a word is not of this form, or a name comes twice.
-    """
-    rates: dict[str, float] = {}
-    for word in words:
-        name, _, text = word.partition("=")
-        try:
-            rate = float(text)
-        except ValueError:
-            rate = math.nan
-        if not name or not 0 < rate < math.inf:
-            raise ValueError(f"learning_rates must be NAME=RATE with a rate > 0, got {word}")
-        if name in rates:
-            raise ValueError(f"learning_rates must name an optimizer once, got {name} twice")
-        rates[name] = rate
-    return rates
 
 
 def search_rates(task: Task, centres: Mapping[str, float], count: int, folder: Path, jobs: int | None) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from _comparing_optimizers import state_bytes
 from numpy.typing import NDArray
 from scipy.special import entr
 from stable_baselines3.common.logger import configure
@@ -158,17 +159,6 @@ def make_schedule(config: Mapping[str, Any], steps_per_epoch: int) -> Schedule:
         return PublishedSchedule(config["schedule_epochs"], config["warmup_epochs"], steps_per_epoch)
     num_steps = config["schedule_epochs"] * steps_per_epoch
     return WarmupDecay(num_steps, warmup_steps=min(round(config["warmup_epochs"] * steps_per_epoch), num_steps - 1))
-
-
-def state_bytes(state: object) -> int:
-    """Return the bytes of all tensors in the state of an optimizer."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() * state.element_size()
-    if isinstance(state, Mapping):
-        return sum(state_bytes(value) for value in state.values())
-    if isinstance(state, list | tuple):
-        return sum(state_bytes(value) for value in state)
-    return 0
 
 
 def loss_floor(images: NDArray[Any]) -> float:

@@ -42,9 +42,9 @@ class Method:
 
 
 _PAPER: dict[str, Any] = {"scale_invariant": True}
-_OURS = {**_PAPER, "attention": "softmax", "balanced": True}
+_OURS = {**_PAPER, "attention": "softmax", "activation": "squared_relu", "balanced": True}
 _HEAD = Adam(lr=1e-3)  # what is not scale invariant: the head
-_ADAM = AdamW(lr=3e-3, weight_decay=0.1, decay_matrices_only=True)
+_ADAM = AdamW(lr=6e-3, weight_decay=0.1, decay_matrices_only=True)
 _SI_SGD = ScaleInvariantSGDSpec(lr=1.0, weight_decay=5e-4, momentum=0.9, start_in_equilibrium=True, others=_HEAD)
 _SI_SGD_PAPER = ScaleInvariantSGDSpec(lr=1.0, weight_decay=1e-3, others=_HEAD)
 

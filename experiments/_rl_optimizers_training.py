@@ -13,7 +13,7 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 import torch
-from _autoencoder_training import state_bytes
+from _comparing_optimizers import state_bytes
 from _training import Evaluation, make_agent, play
 from numpy.typing import NDArray
 from stable_baselines3.common.logger import configure

@@ -21,10 +21,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from _autoencoder_search import FUNCTION, given_rates, search_rates
+from _autoencoder_search import FUNCTION, search_rates
 from _autoencoder_training import ITERATIVE_LOCOPROP, OPTIMIZERS, load_images, loss_floor
 from _checks import check_device, hint
 from _command import parse_with_presets, run_command
+from _comparing_optimizers import given_numbers
 from torch import nn
 from tyro.conf import arg
 
@@ -126,7 +127,7 @@ class AutoencoderStudy:
         for name in self.optimizers:
             if name not in OPTIMIZERS:
                 raise ValueError(f"optimizers must be among {', '.join(OPTIMIZERS)}, got {name}{hint(name, OPTIMIZERS)}")
-        given_rates(self.learning_rates)
+        given_numbers("learning_rates", self.learning_rates)
 
     @property
     def setting(self) -> str:
@@ -249,7 +250,7 @@ def search_task(study: AutoencoderStudy) -> Task:
 
 def learning_rates(study: AutoencoderStudy) -> dict[str, float]:
     """Return the learning rate of each optimizer, given or default."""
-    given = given_rates(study.learning_rates)
+    given = given_numbers("learning_rates", study.learning_rates)
     return {name: given.get(name, float(OPTIMIZERS[name].lr)) for name in study.optimizers}  # type: ignore[attr-defined]
 
 
@@ -292,7 +293,7 @@ def refuse_options_without_effect(study: AutoencoderStudy) -> None:
             f"locoprop_schedule has no effect: the optimizers ({', '.join(study.optimizers)}) hold none of "
             f"{', '.join(ITERATIVE_LOCOPROP)}; add one or drop the option"
         )
-    for name in given_rates(study.learning_rates):
+    for name in given_numbers("learning_rates", study.learning_rates):
         if name not in study.optimizers:
             raise ValueError(
                 f"learning_rates has no effect for {name}: the optimizers are {', '.join(study.optimizers)}"

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 from _checks import check_device, hint
 from _command import parse_with_presets, run_command
+from _comparing_optimizers import given_numbers
 from _language_training import METHODS
 from tyro.conf import arg
 
@@ -33,27 +34,6 @@ from rlopt.study.grid import folder_name
 PresetName = Literal["cpu", "quick"]
 
 
-def given_numbers(option: str, words: Sequence[str], methods: Sequence[str]) -> list[tuple[str, float]]:
-    """Read `name=number` words.
-
-    Raises:
-        ValueError: For another form, a method that takes no part, or a number that is not > 0.
-    """
-    found = []
-    for word in words:
-        name, _, text = word.partition("=")
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if name not in methods:
-            raise ValueError(f"{option} must be of methods that take part ({', '.join(methods)}), got {word}")
-        if not 0 < value < math.inf:
-            raise ValueError(f"{option} must have the form name=number with a number > 0, got {word}")
-        found.append((name, value))
-    return found
-
-
 @dataclass(frozen=True)
 class LanguageStudy:
     """Options of the comparison."""
@@ -61,10 +41,10 @@ class LanguageStudy:
     preset: PresetName = "cpu"
     """cpu: four layers of width 128, the setting of nanoGPT for a CPU. quick: a tiny model, a minute."""
     methods: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ("adam", "sgd", "si_sgd")
-    """Methods to compare: adam and sgd (with momentum) on an ordinary transformer; on a scale-invariant one with softmax attention
-    and balanced initial weights si_adam, si_sgd (with momentum, starting in equilibrium), si_sgd_slow_start (without the start in
-    equilibrium) and si_sgd_noclip (without clipping); si_sgd_paper on one with ReLU attention and the weights and schedule of the
-    paper. The baseline of the comparison is adam if it is there, else the first."""
+    """Methods to compare: adam and sgd (with momentum) on an ordinary transformer; on a scale-invariant one with softmax attention,
+    squared ReLUs and balanced initial weights si_adam, si_sgd (with momentum, starting in equilibrium), si_sgd_slow_start (without
+    the start in equilibrium) and si_sgd_noclip (without clipping); si_sgd_paper on one with ReLU attention, ReLUs and the weights
+    and schedule of the paper. The baseline of the comparison is adam if it is there, else the first."""
     learning_rates: Annotated[tuple[str, ...], arg(metavar="NAME=RATE [NAME=RATE ...]")] = ()
     """Learning rates of methods, > 0, in place of their defaults."""
     weight_decays: Annotated[tuple[str, ...], arg(metavar="NAME=DECAY [NAME=DECAY ...]")] = ()
@@ -127,7 +107,9 @@ class LanguageStudy:
             if name not in METHODS:
                 raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name}{hint(name, METHODS)}")
         for option in ("learning_rates", "weight_decays"):
-            given_numbers(option, getattr(self, option), self.methods)
+            for name in given_numbers(option, getattr(self, option)):
+                if name not in self.methods:
+                    raise ValueError(f"{option} must be of methods that take part ({', '.join(self.methods)}), got {name}")
 
 
 # Name -> what it is, and its options.
@@ -156,7 +138,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
     study = parse(arguments)
     check_device(study.device)
     load("tiny_shakespeare")
-    rates, decays = (dict(given_numbers(name, getattr(study, name), study.methods)) for name in ("learning_rates", "weight_decays"))
+    rates, decays = (given_numbers(name, getattr(study, name)) for name in ("learning_rates", "weight_decays"))
     return {
         "function": f"{Path(__file__).resolve().parent / '_language_training.py'}:train",
         "tasks": [make_task(study, *scales) for scales in itertools.product(study.initial_scales, study.loss_scales)],

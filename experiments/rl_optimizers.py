@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import tyro
-from _autoencoder_search import given_rates
 from _checks import check_device, choose_agent, hint, inspect_env
 from _command import parse_with_presets, run_command
+from _comparing_optimizers import given_numbers
 from _hyperparameters import ACCEPTED, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
 from _rl_optimizers_training import COSTS, NETWORKS, OPTIMIZERS, ended_diverged
 from rich.console import Console
@@ -116,7 +116,7 @@ class RlOptimizersStudy:
                 raise ValueError("optimizers must not hold scale_invariant_sgd: the networks of the agents are not scale invariant")
             if name not in OPTIMIZERS:
                 raise ValueError(f"optimizers must be among {', '.join(OPTIMIZERS)}, got {name}{hint(name, OPTIMIZERS)}")
-        for key in given_rates(self.learning_rates):
+        for key in given_numbers("learning_rates", self.learning_rates):
             network = key.partition(".")[2]
             if "." in key and network not in NETWORKS:
                 raise ValueError(f"learning_rates must name a network among {', '.join(NETWORKS)} after the dot, got {key}")
@@ -229,7 +229,7 @@ def make_task(study: RlOptimizersStudy, agent: str, env_id: str) -> Task:
 
 def variant(study: RlOptimizersStudy, name: str) -> dict[str, Any]:
     """Return the optimizer and learning rate of each network; the same for all agents, so that others can be added later."""
-    given = given_rates(study.learning_rates)
+    given = given_numbers("learning_rates", study.learning_rates)
     kept = {"critic": "actor", "actor": "critic"}.get(study.apply_to)
     networks = {}
     for network in NETWORKS:
@@ -282,7 +282,7 @@ def refuse_rates_without_effect(study: RlOptimizersStudy) -> None:
     if study.apply_to != "both":
         used = {"adam": set(), **used}
         used["adam"].add("actor" if study.apply_to == "critic" else "critic")
-    given = given_rates(study.learning_rates)
+    given = given_numbers("learning_rates", study.learning_rates)
     for key in given:
         name, _, network = key.partition(".")
         if name not in used:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from rlopt.nn.scale_invariant import (
     AttentionWeights,
     LayerNormNoAffine,
+    ScaleInvariantActivation,
     ScaleInvariantBlock,
+    check_activation,
     check_heads,
     check_weights,
     merge_heads,
@@ -47,6 +49,8 @@ class CharTransformerConfig:
     attention: AttentionWeights = "relu"
     """Weights of the attention of the scale-invariant form (default: paper), see `ScaleInvariantAttention`; the standard form
     always has a softmax."""
+    activation: ScaleInvariantActivation = "relu"
+    """Of the hidden layers of the scale-invariant form (default: paper), see `ScaleInvariantBlock`; the standard form has GELU."""
     balanced: bool = False
     """Scale-invariant form: whether initial weights have sizes at which a step of SGD turns all tensors about equally far (ours,
     measured): gain 0.3 instead of 1, first linear map 3.3, embeddings 2.2, queries and keys 0.5 times init_std."""
@@ -68,6 +72,7 @@ class CharTransformerConfig:
         if self.scale_invariant and self.tie_head:
             raise ValueError("tie_head must be False if scale_invariant: the head is not part of the scale-invariant encoder.")
         check_weights(self.attention, self.width // self.num_heads)
+        check_activation(self.activation)
         if self.balanced and not self.scale_invariant:
             raise ValueError("balanced must be False unless scale_invariant: the standard form has no balanced weights.")
 
@@ -112,7 +117,14 @@ class CharTransformer(nn.Module):
             self.entry = _ScaleInvariantEntry(width)
             block = ScaleInvariantBlock
             self.blocks = nn.ModuleList(
-                block(width, config.num_heads, causal=True, weights=config.attention, dropout=self.dropout)
+                block(
+                    width,
+                    config.num_heads,
+                    causal=True,
+                    weights=config.attention,
+                    activation=config.activation,
+                    dropout=self.dropout,
+                )
                 for _ in range(config.num_layers)
             )
             self.final_norm = LayerNormNoAffine()

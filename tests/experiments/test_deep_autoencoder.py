@@ -15,6 +15,7 @@ import deep_autoencoder as experiment
 import numpy as np
 import pytest
 import torch
+from _comparing_optimizers import state_bytes
 from commands import refusal, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -144,9 +145,9 @@ def test_wrong_input_gives_one_line(tmp_path, capsys, arguments, message):
         (["--widths", "10", "0"], "widths must be one or more numbers > 0, got (10, 0)"),
         (["--optimizers", "adm"], "got adm; did you mean adam"),
         (["--optimizers", "sgd", "sgd"], "optimizers must be different names, got sgd twice"),
-        (["--learning-rates", "adam"], "learning_rates must be NAME=RATE with a rate > 0, got adam"),
-        (["--learning-rates", "adam=-1"], "learning_rates must be NAME=RATE with a rate > 0, got adam=-1"),
-        (["--learning-rates", "sgd=1", "sgd=2"], "learning_rates must name an optimizer once, got sgd twice"),
+        (["--learning-rates", "adam"], "learning_rates must have the form NAME=NUMBER with a number > 0, got adam"),
+        (["--learning-rates", "adam=-1"], "learning_rates must have the form NAME=NUMBER with a number > 0, got adam=-1"),
+        (["--learning-rates", "sgd=1", "sgd=2"], "learning_rates must give sgd once, got it twice"),
         (["--name", "a/b"], "name must be one folder without '/'"),
         (["--preset", "best"], "'curves14', 'curves28', 'mnist', 'fashion_mnist', 'quick'"),
         (["--sead", "3"], "Unrecognized options: --sead"),
@@ -263,7 +264,7 @@ def test_state_bytes_of_known_optimizers():
     for name, count in expected.items():
         optimizer = build_optimizer(training.OPTIMIZERS[name], net)
         optimizer.step()
-        assert training.state_bytes(optimizer.state_dict()) == count, name
+        assert state_bytes(optimizer.state_dict()) == count, name
 
 
 def test_a_seed_means_the_same_weights_and_order_for_all_optimizers():

@@ -19,7 +19,7 @@ from rlopt.nn import (
     ScaleInvariantLinear,
     ScaleInvariantMLP,
 )
-from rlopt.nn.scale_invariant import AttentionWeights, normalize_rows
+from rlopt.nn.scale_invariant import AttentionWeights, normalize_rows, squared_relu
 from rlopt.optim import is_scale_invariant
 
 FACTORS = (0.1, 3.0, 50.0)
@@ -237,3 +237,37 @@ def test_wrong_sizes_are_named() -> None:
         ScaleInvariantLinear(3, 1)
     with pytest.raises(ValueError, match="hidden_features must hold at least one width"):
         ScaleInvariantMLP(3, ())
+
+
+# Squared ReLU.
+
+
+def test_squared_relu_is_of_degree_one_and_equals_its_formula() -> None:
+    x = randn(5, 7)
+    x[2] = -x[2].abs()
+    r = x.clamp(min=0.0)
+    found = squared_relu(x)
+    for row in (0, 1, 3, 4):
+        torch.testing.assert_close(found[row], r[row] ** 2 / (r[row] ** 2).mean().sqrt())
+    assert found[2].tolist() == [0.0] * 7
+    for factor in FACTORS:
+        torch.testing.assert_close(squared_relu(factor * x), factor * found)
+
+
+def test_squared_relu_has_finite_gradients_without_positive_entries() -> None:
+    x = torch.tensor([[-1.0, -2.0], [1.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    squared_relu(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad[0].tolist() == [0.0, 0.0]
+    assert torch.autograd.gradcheck(squared_relu, randn(4, 5).requires_grad_())
+
+
+def test_transformer_with_squared_relus_is_scale_invariant_and_another_one() -> None:
+    model, tokens = transformer(activation="squared_relu")
+    plain, _ = transformer()
+    assert is_scale_invariant(model, tokens, model.scale_invariant_parameters())
+    assert not torch.allclose(model(tokens), plain(tokens))
+    weights, gradient = encoder_gradient(model, tokens)
+    assert abs(float(weights @ gradient)) < 1e-12 * float(weights.norm() * gradient.norm())
+    with pytest.raises(ValueError, match="activation must be 'relu' or 'squared_relu', got 'gelu'"):
+        transformer(activation="gelu")
