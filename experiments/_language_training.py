@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.logger import configure
 from torch import Tensor
 
-from rlopt.nn import CharTransformer
+from rlopt.nn import CharTransformer, ScaleInvariantConfig, TransformerConfig
 from rlopt.optim.specs import Adam, AdamW, ScaleInvariantSGDSpec, Sgd, Spec
 from rlopt.study import Recorder
 from rlopt.supervised import Trainer, TrainerConfig, WarmupDecay, language_model
@@ -30,19 +30,20 @@ class Method:
 
     Args:
         spec: The optimizer.
-        form: Options of the model, see `rlopt.nn.CharTransformerConfig`; none is the standard form.
+        form: The model but for its sizes.
         in_steps: Whether the rates are divided by 10 after 60 % and 90 % of the steps, instead of the decay of the configuration.
         warmup: Whether rates rise from 0 in the warm-up steps.
     """
 
     spec: Spec
-    form: dict[str, Any]
+    form: TransformerConfig | ScaleInvariantConfig
     in_steps: bool = False
     warmup: bool = True
 
 
-_PAPER: dict[str, Any] = {"scale_invariant": True}
-_OURS = {**_PAPER, "attention": "softmax", "activation": "squared_relu", "balanced": True}
+_STANDARD = TransformerConfig()
+_PAPER = ScaleInvariantConfig()
+_OURS = ScaleInvariantConfig(attention="softmax", activation="squared_relu", balanced=True)
 _HEAD = Adam(lr=1e-3)  # what is not scale invariant: the head
 _ADAM = AdamW(lr=6e-3, weight_decay=0.1, decay_matrices_only=True)
 _SI_SGD = ScaleInvariantSGDSpec(lr=1.0, weight_decay=5e-4, momentum=0.9, start_in_equilibrium=True, others=_HEAD)
@@ -50,8 +51,8 @@ _SI_SGD_PAPER = ScaleInvariantSGDSpec(lr=1.0, weight_decay=1e-3, others=_HEAD)
 
 # Name -> what it is.
 METHODS: dict[str, Method] = {
-    "adam": Method(_ADAM, {}),
-    "sgd": Method(Sgd(lr=0.1, momentum=0.9), {}),
+    "adam": Method(_ADAM, _STANDARD),
+    "sgd": Method(Sgd(lr=0.1, momentum=0.9), _STANDARD),
     "si_adam": Method(_ADAM, _OURS),
     "si_sgd": Method(_SI_SGD, _OURS, warmup=False),
     "si_sgd_slow_start": Method(replace(_SI_SGD, start_in_equilibrium=False), _OURS, warmup=False),
@@ -124,13 +125,10 @@ def make_trainer(config: Mapping[str, Any], seed: int) -> Trainer:
     method = METHODS[config["method"]]
     task = language_model(
         config["data"],
+        transformer=replace(method.form, **{name: config[name] for name in ("num_layers", "num_heads", "width")}),
         length=config["context"],
         batch_size=config["batch_size"],
         seed=seed,
-        num_layers=config["num_layers"],
-        num_heads=config["num_heads"],
-        width=config["width"],
-        **method.form,
     )
     with torch.no_grad():
         for parameter in encoder_parameters(task.model):

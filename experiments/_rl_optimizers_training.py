@@ -7,6 +7,7 @@ import csv
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,7 +113,7 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
     agent.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     evaluation = CostEvaluation(
         Recorder(folder),
-        config["env_id"],
+        partial(gym.make, config["env_id"]),
         total_timesteps=config["total_timesteps"],
         num_evaluations=config["num_evaluations"],
         num_episodes=config["eval_episodes"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
     agent.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     evaluation = Evaluation(
         Recorder(folder),
-        config["env_id"],
+        partial(gym.make, config["env_id"]),
         total_timesteps=config["total_timesteps"],
         num_evaluations=config["num_evaluations"],
         num_episodes=config["eval_episodes"],
@@ -114,31 +115,33 @@ class Evaluation(PeriodicEvaluation):
 
     Args:
         recorder: Where progress and scores go.
-        env_id: The environment to evaluate in.
+        make_env: Makes an environment to evaluate in.
         total_timesteps: Steps of the run.
         num_evaluations: How many, the last one after the last step.
-        num_episodes: Episodes of one evaluation; the score is their mean undiscounted return.
+        num_episodes: Episodes of one evaluation; the score is their mean return.
         seed: Seed of the run.
+        discount: Of the returns.
     """
 
     def __init__(
         self,
         recorder: Recorder,
-        env_id: str,
+        make_env: Callable[[], gym.Env[Any, Any]],
         *,
         total_timesteps: int,
         num_evaluations: int,
         num_episodes: int,
         seed: int,
+        discount: float = 1.0,
     ) -> None:
         super().__init__(recorder, total_timesteps=total_timesteps, num_evaluations=num_evaluations)
-        self._envs = [gym.make(env_id) for _ in range(num_episodes)]
-        self._seed = seed
+        self._envs = [make_env() for _ in range(num_episodes)]
+        self._seed, self._discount = seed, discount
 
     def evaluate(self) -> float:
         """Return the mean return."""
         seeds = np.random.SeedSequence(self._seed, spawn_key=(1, self.num_timesteps))
-        returns = play(self.model, self._envs, seeds.generate_state(len(self._envs)).tolist())
+        returns = play(self.model, self._envs, seeds.generate_state(len(self._envs)).tolist(), self._discount)
         self.logger.record("eval/mean_reward", float(np.mean(returns)))
         return float(np.mean(returns))
 
@@ -147,25 +150,27 @@ class Evaluation(PeriodicEvaluation):
             env.close()
 
 
-def play(agent: Any, envs: Sequence[gym.Env[Any, Any]], seeds: Sequence[int]) -> list[float]:
+def play(agent: Any, envs: Sequence[gym.Env[Any, Any]], seeds: Sequence[int], discount: float = 1.0) -> list[float]:
     """Play one episode in each environment with the deterministic policy, all at once, and return their returns.
 
     Args:
         agent: Anything with Stable-Baselines3's `predict`.
         envs: Environments of one kind.
         seeds: A seed for each.
+        discount: Of the returns.
     """
-    returns = [0.0] * len(envs)
+    returns, weight = [0.0] * len(envs), 1.0
     running = {index: env.reset(seed=seed)[0] for index, (env, seed) in enumerate(zip(envs, seeds, strict=True))}
     while running:
         actions, _ = agent.predict(_stack(list(running.values())), deterministic=True)
         for index, action in zip(list(running), actions, strict=True):
             observation, reward, terminated, truncated, _ = envs[index].step(action)
-            returns[index] += float(reward)
+            returns[index] += weight * float(reward)
             if terminated or truncated:
                 del running[index]
             else:
                 running[index] = observation
+        weight *= discount
     return returns
 
 

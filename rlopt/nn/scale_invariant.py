@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rlopt.nn.attention import AttentionState, ReluAttention, SoftmaxAttention
+from rlopt.nn.heads import check_heads
+from rlopt.nn.multi_head import MultiHeadAttention
 
 AttentionWeights = Literal["relu", "softmax"]
 ScaleInvariantActivation = Literal["relu", "squared_relu"]
@@ -51,7 +54,33 @@ class LayerNormNoAffine(nn.Module):
         return torch.where(proper, centred / safe, torch.zeros_like(centred)).to(x.dtype)
 
 
-class ScaleInvariantAttention(nn.Module):
+class QueryKeyNormAttention(SoftmaxAttention):
+    """Softmax attention of normalised queries and keys: softmax(2 LN q (LN k)' / sqrt(head_dim)) v, of the degree of v.
+
+    LN is `LayerNormNoAffine` of each head. The factor 2 (of `scale`, unless it is given) is from a small search.
+
+    Shape: see `Attention`.
+
+    References: Henry et al., Query-key normalization for transformers, 2020, arXiv 2010.04245; with other norms and a learned
+    factor.
+
+    Example:
+        >>> x = torch.arange(6.0).view(1, 1, 3, 2)
+        >>> bool(torch.equal(QueryKeyNormAttention()(x, x, x), QueryKeyNormAttention()(100 * x, x, x)))
+        True
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = LayerNormNoAffine()
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, scale: float | None = None, **options: Any) -> Any:
+        """Attend, see `Attention`."""
+        scale = 2.0 * query.shape[-1] ** -0.5 if scale is None else scale
+        return super().forward(self.norm(query), self.norm(key), value, *args, scale=scale, **options)
+
+
+class ScaleInvariantAttention(MultiHeadAttention):
     """Multi-head self-attention without biases: degree 0 to degree 2.
 
     For every head, with q, k, v = x W_q, x W_k, x W_v, the output is the sum over heads of P v W_o, with P of degree 0:
@@ -62,8 +91,7 @@ class ScaleInvariantAttention(nn.Module):
     "relu" is the paper's. A factor such as 1 / sqrt(head width) would cancel in N. Masked entries of S are zero. A query without
     any positive score attends to nothing: its row of N is zero (the paper does not say what happens there). "softmax" normalises
     queries and keys first (`LayerNormNoAffine` of each head), so that scores have degree 0, where a softmax is allowed; it can
-    attend more sharply. It is not in the paper; normalised queries and keys are from Henry et al., Query-key normalization for
-    transformers, 2020, arXiv 2010.04245, there with other norms and a learned factor. The factor 2 is from a small search.
+    attend more sharply. It is not in the paper, see `QueryKeyNormAttention`.
 
     Args:
         width: Size of the last dimension.
@@ -82,26 +110,11 @@ class ScaleInvariantAttention(nn.Module):
     """
 
     def __init__(self, width: int, num_heads: int, *, causal: bool, weights: AttentionWeights = "relu") -> None:
-        super().__init__()
         check_heads(width, num_heads)
         check_weights(weights, width // num_heads)
-        self.num_heads, self.causal, self.weights = num_heads, causal, weights
-        self.norm = LayerNormNoAffine()
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend."""
-        query, key, value = (split_heads(layer(x), self.num_heads) for layer in (self.query, self.key, self.value))
-        if self.weights == "softmax":
-            query, key, scale = self.norm(query), self.norm(key), 2.0 / query.shape[-1] ** 0.5
-            attended = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal, scale=scale)  # (B, H, L, D)
-        else:
-            scores = query @ key.transpose(-2, -1)  # (B, H, L, L)
-            attended = relu_weights(scores.tril() if self.causal else scores) @ value
-        return cast(Tensor, self.out(merge_heads(attended)))
+        kernel = QueryKeyNormAttention() if weights == "softmax" else ReluAttention()
+        super().__init__(width, num_heads, kernel, causal=causal)
+        self.weights = weights
 
 
 class ScaleInvariantBlock(nn.Module):
@@ -150,9 +163,16 @@ class ScaleInvariantBlock(nn.Module):
         self.contract = nn.Linear(hidden_width, width, bias=False)
         self.dropout = nn.Identity() if dropout is None else dropout
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Apply the layer."""
-        z = z + self.dropout(self.attention(self.norm(z)))
+    def forward(self, z: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Apply the layer; `valid` (batch, length) is True for tokens that may be attended to, None: all."""
+        return self._mix(z + self.dropout(self.attention(self.norm(z), valid)))
+
+    def step(self, z: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """Apply the layer to one more token (batch, 1, width), see `MultiHeadAttention.step`."""
+        attended, state = self.attention.step(self.norm(z), state)
+        return self._mix(z + self.dropout(attended)), state
+
+    def _mix(self, z: Tensor) -> Tensor:
         hidden = self.expand(self.norm(z))
         hidden = squared_relu(hidden) if self.activation == "squared_relu" else torch.relu(hidden)
         return cast(Tensor, z + self.dropout(self.contract(hidden)))
@@ -217,30 +237,12 @@ class ScaleInvariantMLP(nn.Sequential):
         return self.parameters()
 
 
-def relu_weights(scores: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Attention weights N(ReLU(scores)): positive scores divided by the sums of their rows.
-
-    Args:
-        scores: (..., L, S).
-        visible: Booleans, broadcastable to the scores, True where a query may see a key; None: everywhere.
-
-    Returns:
-        (..., L, S), rows that sum to 1 or are zero, where no visible score is positive.
-
-    Example:
-        >>> relu_weights(torch.tensor([[1.0, 3.0, -2.0], [-1.0, 0.0, -2.0]])).tolist()
-        [[0.25, 0.75, 0.0], [0.0, 0.0, 0.0]]
-    """
-    positive = torch.relu(scores)
-    return normalize_rows(positive if visible is None else positive.masked_fill(~visible, 0.0))
-
-
 def squared_relu(x: Tensor) -> Tensor:
     """Squared ReLU divided by its root mean square over the last dimension: r^2 / sqrt(mean r^2) with r = ReLU(x).
 
     Of degree 1, unlike r^2 itself, so that a branch keeps its degree. Rows without a positive entry give zeros, with zero
-    gradients. So et al., Primer: searching for efficient transformers, 2021, arXiv 2109.08668, found r^2 to help language models; the
-    division is ours.
+    gradients. So et al., Primer: searching for efficient transformers, 2021, arXiv 2109.08668, found r^2 to help language models;
+    the division is ours.
 
     Shape: (..., d) to the same.
 
@@ -251,41 +253,6 @@ def squared_relu(x: Tensor) -> Tensor:
     positive = torch.relu(x)
     mean = positive.square().mean(dim=-1, keepdim=True)
     return positive.square() / torch.where(mean > 0.0, mean, torch.ones_like(mean)).sqrt()
-
-
-def normalize_rows(scores: Tensor) -> Tensor:
-    """Divide rows of numbers >= 0 by their sums; rows of zeros stay zero, with zero gradients.
-
-    Args:
-        scores: (..., n), entries >= 0.
-
-    Returns:
-        (..., n), rows that sum to 1 or are zero.
-
-    Example:
-        >>> normalize_rows(torch.tensor([[1.0, 3.0], [0.0, 0.0]])).tolist()
-        [[0.25, 0.75], [0.0, 0.0]]
-    """
-    total = scores.sum(dim=-1, keepdim=True)
-    return scores / torch.where(total > 0.0, total, torch.ones_like(total))
-
-
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Split the last dimension into heads: (B, L, H * D) to (B, H, L, D)."""
-    batch, length, width = x.shape
-    return x.view(batch, length, num_heads, width // num_heads).transpose(1, 2)  # (B, L, H, D) -> (B, H, L, D)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """Undo `split_heads`: (B, H, L, D) to (B, L, H * D)."""
-    batch, num_heads, length, head_width = x.shape
-    return x.transpose(1, 2).reshape(batch, length, num_heads * head_width)  # (B, L, H, D) -> (B, L, H * D)
-
-
-def check_heads(width: int, num_heads: int) -> None:
-    """Refuse heads that do not divide the width."""
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads must be a divisor of width, got {num_heads} heads for width {width}.")
 
 
 def check_weights(weights: str, head_width: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlopt.data import Dataset, load
-from rlopt.nn import CharTransformer, CharTransformerConfig
+from rlopt.nn import CharTransformer, CharTransformerConfig, ScaleInvariantConfig, TransformerConfig
 from rlopt.optim import OptimizerLike
 from rlopt.supervised.batches import ArrayData, Batch, TextWindows, TrainingData
 from rlopt.supervised.config import TrainerConfig
@@ -211,13 +211,13 @@ def language_model(
     name: str | Dataset = "tiny_shakespeare",
     model: nn.Module | None = None,
     *,
+    transformer: TransformerConfig | ScaleInvariantConfig | None = None,
     length: int = 64,
     batch_size: int = 12,
     num_eval_windows: int = 256,
     seed: int = 0,
     root: Path | str | None = None,
     download: bool = True,
-    **sizes: Any,
 ) -> SupervisedTask:
     """Predict the next character of a text from those before it.
 
@@ -227,23 +227,23 @@ def language_model(
     Args:
         name: A data set of character codes, or its name.
         model: Network from codes (B, L) to logits (B, L, V); None: a `rlopt.nn.CharTransformer`.
+        transformer: Sizes and parts of that one, with `length` as its context and `seed` as its seed; None: the defaults.
         length: Characters in a window.
         batch_size: Windows in a batch.
         num_eval_windows: Windows of an evaluation.
         seed: Of weights, places and dropout.
         root: See `rlopt.data.load`.
         download: See `rlopt.data.load`.
-        **sizes: Fields of `rlopt.nn.CharTransformerConfig` other than vocab_size, context and seed.
 
     Raises:
-        ValueError: For data without characters, and for sizes with a model of your own.
+        ValueError: For data without characters, and for a transformer configuration with a model of your own.
 
     References: Karpathy, nanoGPT, https://github.com/karpathy/nanoGPT (defaults are its setting for a CPU).
 
     Example:
         >>> text = np.tile(np.arange(5, dtype=np.uint8), 40)
         >>> cycle = Dataset("cycle", text[:-1], text[1:], text[:-1], text[1:], target_names=tuple("abcde"))
-        >>> task = language_model(cycle, length=8, num_layers=1, width=16)
+        >>> task = language_model(cycle, transformer=TransformerConfig(num_layers=1, width=16), length=8)
         >>> task.trainer("adam", TrainerConfig(num_steps=1)).train()["step"]
         1
     """
@@ -251,9 +251,10 @@ def language_model(
     if data.inputs.ndim != 1 or data.inputs.dtype.kind not in "ui" or data.test_inputs is None or not data.target_names:
         raise ValueError(f"language_model needs character codes with a test part and target_names, got {data!r}.")
     if model is None:
-        model = CharTransformer(CharTransformerConfig(vocab_size=len(data.target_names), context=length, seed=seed, **sizes))
-    elif sizes:
-        raise ValueError(f"{', '.join(sizes)} must not be given with a model of your own.")
+        form = replace(TransformerConfig() if transformer is None else transformer, context=length, seed=seed)
+        model = CharTransformer(CharTransformerConfig(len(data.target_names), form))
+    elif transformer is not None:
+        raise ValueError("transformer must be None with a model of your own: drop one of them.")
     batches = TextWindows(
         data.inputs, data.test_inputs, length=length, batch_size=batch_size, num_eval_windows=num_eval_windows, seed=seed
     )

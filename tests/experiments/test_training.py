@@ -148,6 +148,10 @@ def test_play_returns_the_return_of_each_episode():
     assert policy.batches == [3, 2, 2, 1]  # all at once, finished episodes drop out
 
 
+def test_play_discounts():
+    assert play(Echo(), [Counting(), Counting()], [3, 1], 0.5) == [3 + 2 * 0.5 + 0.25, 1]
+
+
 def test_play_stacks_dict_observations():
     class DictCounting(Counting):
         def reset(self, **kwargs):

@@ -9,16 +9,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlopt.nn import CharTransformer, CharTransformerConfig, GeneratorDropout
+from rlopt.nn import (
+    CharTransformer,
+    CharTransformerConfig,
+    GeneratorDropout,
+    MoEConfig,
+    ScaleInvariantConfig,
+    TransformerConfig,
+)
 
 FORMS = pytest.mark.parametrize("scale_invariant", [False, True])
 
 
-SMALL = {"vocab_size": 11, "context": 8, "num_layers": 2, "num_heads": 2, "width": 12}
+SMALL = {"context": 8, "num_layers": 2, "num_heads": 2, "width": 12}
 
 
-def small(**options: Any) -> CharTransformer:
-    return CharTransformer(CharTransformerConfig(**{**SMALL, **options}))
+def make(vocab_size: int = 65, *, scale_invariant: bool = False, tie_head: bool = False, **options: Any) -> CharTransformer:
+    form = ScaleInvariantConfig(**options) if scale_invariant else TransformerConfig(**options)
+    return CharTransformer(CharTransformerConfig(vocab_size, form, tie_head))
+
+
+def small(vocab_size: int = 11, **options: Any) -> CharTransformer:
+    return make(vocab_size, **{**SMALL, **options})
 
 
 def tokens(length: int = 8, seed: int = 0) -> Tensor:
@@ -29,16 +41,16 @@ def test_number_of_parameters_is_that_of_nanogpt() -> None:
     # Per layer 12 W^2 and two gains; token and position embeddings; the last gain. A tied head adds nothing.
     vocab, context, width, layers = 65, 64, 128, 4
     expected = vocab * width + context * width + layers * (12 * width**2 + 2 * width) + width
-    count = sum(p.numel() for p in CharTransformer(CharTransformerConfig(vocab_size=vocab, tie_head=True)).parameters())
+    count = sum(p.numel() for p in make(vocab, tie_head=True).parameters())
     assert count == expected == 804_096
-    assert sum(p.numel() for p in CharTransformer(CharTransformerConfig(vocab_size=vocab)).parameters()) == expected + vocab * width
+    assert sum(p.numel() for p in make(vocab).parameters()) == expected + vocab * width
 
 
 def test_number_of_parameters_of_the_scale_invariant_form() -> None:
     # Per layer 12 W^2 and the bias of 4 W; the entry has gain, bias and a matrix.
     vocab, context, width, layers = 65, 64, 128, 4
     expected = 2 * vocab * width + context * width + layers * (12 * width**2 + 4 * width) + 2 * width + width**2
-    model = CharTransformer(CharTransformerConfig(vocab_size=vocab, scale_invariant=True))
+    model = make(vocab, scale_invariant=True)
     assert sum(p.numel() for p in model.parameters()) == expected
     assert sum(p.numel() for p in model.scale_invariant_parameters()) == expected - vocab * width
 
@@ -75,33 +87,40 @@ def test_seed_decides_the_weights_and_global_randomness_stays(scale_invariant: b
 
 
 def test_initial_spread_is_as_configured() -> None:
-    model = CharTransformer(CharTransformerConfig(vocab_size=65, init_std=0.1))
-    assert model.blocks[0].expand.weight.std().item() == pytest.approx(0.1, rel=0.02)
-    assert model.blocks[0].contract.weight.std().item() == pytest.approx(0.1 / 8**0.5, rel=0.02)
-    twin = CharTransformer(CharTransformerConfig(vocab_size=65, init_std=0.1, scale_invariant=True))
-    for weight in (twin.blocks[0].contract.weight, twin.token_embedding.weight):
+    model = make(init_std=0.1)
+    assert model.transformer.blocks[0].mlp.expand.weight.std().item() == pytest.approx(0.1, rel=0.02)
+    assert model.transformer.blocks[0].mlp.contract.weight.std().item() == pytest.approx(0.1 / 8**0.5, rel=0.02)
+    twin = make(init_std=0.1, scale_invariant=True)
+    for weight in (twin.transformer.blocks[0].contract.weight, twin.token_embedding.weight):
         assert weight.abs().max().item() <= 0.2
         assert weight.std().item() == pytest.approx(0.1 * 0.880, rel=0.03)  # of a normal cut at two deviations
 
 
 def test_attention_of_the_scale_invariant_form_is_as_configured() -> None:
     relu, softmax = (small(scale_invariant=True, attention=weights) for weights in ("relu", "softmax"))
-    assert {block.attention.weights for block in softmax.blocks} == {"softmax"}
+    assert {block.attention.weights for block in softmax.transformer.blocks} == {"softmax"}
     assert not torch.allclose(relu(tokens()), softmax(tokens()))
 
 
 def test_balanced_weights_have_spreads_of_their_own() -> None:
-    plain, balanced = (
-        CharTransformer(CharTransformerConfig(vocab_size=65, init_std=0.1, scale_invariant=True, balanced=value))
-        for value in (False, True)
-    )
-    factors = {"entry.linear": 3.3, "token_embedding": 2.2, "position_embedding": 2.2, "blocks.3.attention.query": 0.5}
-    factors |= {"blocks.0.attention.key": 0.5, "blocks.0.attention.value": 1.0, "blocks.1.contract": 1.0, "head": 1.0}
+    plain, balanced = (make(init_std=0.1, scale_invariant=True, balanced=value) for value in (False, True))
+    factors = {
+        "transformer.entry.linear": 3.3,
+        "token_embedding": 2.2,
+        "transformer.position_embedding": 2.2,
+        "transformer.blocks.3.attention.query": 0.5,
+    }
+    factors |= {
+        "transformer.blocks.0.attention.key": 0.5,
+        "transformer.blocks.0.attention.value": 1.0,
+        "transformer.blocks.1.contract": 1.0,
+        "head": 1.0,
+    }
     for name, factor in factors.items():
         expected = factor * plain.get_submodule(name).weight
         torch.testing.assert_close(balanced.get_submodule(name).weight, expected, rtol=1e-6, atol=0)
-    assert balanced.entry.gain.tolist() == pytest.approx([0.3] * 128)
-    assert set(plain.entry.gain.tolist()) == {1.0}
+    assert balanced.transformer.entry.gain.tolist() == pytest.approx([0.3] * 128)
+    assert set(plain.transformer.entry.gain.tolist()) == {1.0}
 
 
 def test_tied_head_is_the_token_embedding() -> None:
@@ -183,9 +202,8 @@ def test_dropout_acts_in_training_only(scale_invariant: bool) -> None:
         ({"num_heads": 5}, "num_heads must be a divisor of width, got 5 heads for width 12"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"init_std": 0.0}, "init_std must be > 0, got 0.0"),
-        ({"balanced": True}, "balanced must be False unless scale_invariant"),
-        ({"attention": "gelu"}, "weights must be 'relu' or 'softmax', got 'gelu'"),
-        ({"scale_invariant": True, "tie_head": True}, "tie_head must be False if scale_invariant"),
+        ({"scale_invariant": True, "attention": "gelu"}, "weights must be 'relu' or 'softmax', got 'gelu'"),
+        ({"scale_invariant": True, "tie_head": True}, "tie_head must be False if scale invariant"),
     ],
 )
 def test_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
@@ -194,7 +212,7 @@ def test_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_wrong_use_is_named() -> None:
-    with pytest.raises(ValueError, match=r"tokens must have at most 8 positions \(context\), got 9"):
+    with pytest.raises(ValueError, match=r"inputs must have at most 8 positions \(context\), got 9"):
         small()(tokens(9))
     generator = torch.Generator()
     with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
@@ -211,3 +229,21 @@ def test_dropout_goes_on_with_the_same_draws_after_loading() -> None:
     assert torch.equal(second(x), first(x))
     # Without dropout a state holds parameters only.
     assert all(isinstance(value, torch.Tensor) for value in small(dropout=0.0).state_dict().values())
+
+
+@FORMS
+def test_token_by_token_equals_at_once(scale_invariant: bool) -> None:
+    model, x = small(scale_invariant=scale_invariant, init_std=0.5).double(), tokens()
+    state = model.init_state(3)
+    for t in range(8):
+        logits, state = model.step(x[:, t : t + 1], state)
+        torch.testing.assert_close(logits[:, 0], model(x)[:, t], rtol=1e-8, atol=1e-10)
+
+
+def test_auxiliary_losses_and_router_statistics_are_with_the_outputs() -> None:
+    model = small(moe=MoEConfig(num_experts=3))
+    out = model.outputs(tokens())
+    assert sorted(out.aux_losses) == ["balance", "router_z"]
+    assert int(out.router_stats["layer1"].load.sum()) == 3 * 8 * 2
+    assert torch.equal(out.logits, model(tokens()))
+    assert small().outputs(tokens()).aux_losses == {}

@@ -16,10 +16,12 @@ from rlopt.nn import (
     LayerNormNoAffine,
     ScaleInvariantAttention,
     ScaleInvariantBlock,
+    ScaleInvariantConfig,
     ScaleInvariantLinear,
     ScaleInvariantMLP,
 )
-from rlopt.nn.scale_invariant import AttentionWeights, normalize_rows, squared_relu
+from rlopt.nn.attention import normalize_rows
+from rlopt.nn.scale_invariant import AttentionWeights, squared_relu
 from rlopt.optim import is_scale_invariant
 
 FACTORS = (0.1, 3.0, 50.0)
@@ -38,7 +40,7 @@ def scaled(module: nn.Module, factor: float) -> nn.Module:
 
 
 def transformer(**options: Any) -> tuple[CharTransformer, Tensor]:
-    config = CharTransformerConfig(vocab_size=11, context=8, num_layers=2, num_heads=2, width=12, scale_invariant=True, **options)
+    config = CharTransformerConfig(11, ScaleInvariantConfig(context=8, num_layers=2, num_heads=2, width=12, **options))
     tokens = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(0))
     return CharTransformer(config).double(), tokens
 
@@ -161,7 +163,7 @@ def test_residual_stream_of_the_transformer_scales_with_the_square() -> None:
         with torch.no_grad():
             for p in changed.scale_invariant_parameters():
                 p.mul_(factor)
-        changed.blocks[-1].register_forward_hook(lambda _, args, output: streams.append(output.detach()))
+        changed.transformer.blocks[-1].register_forward_hook(lambda _, args, output: streams.append(output.detach()))
         changed(tokens)
         torch.testing.assert_close(streams[-1], factor**2 * streams[0], rtol=1e-9, atol=0)
 
@@ -210,7 +212,7 @@ def test_mlp_is_invariant_to_a_factor_of_its_own_for_each_block() -> None:
         group = list(block.scale_invariant_parameters())
         grads = torch.autograd.grad(loss, group, retain_graph=True)
         inner = sum(float((p.detach() * g).sum()) for p, g in zip(group, grads, strict=True))
-        size = sum(float(p.norm() * g.norm()) for p, g in zip(group, grads, strict=True))
+        size = sum(float(p.detach().norm() * g.norm()) for p, g in zip(group, grads, strict=True))
         assert abs(inner) < 1e-12 * max(size, 1.0)
 
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlopt.nn import CharTransformer, CharTransformerConfig, LayerNormNoAffine, ScaleInvariantMLP
+from rlopt.nn import (
+    CharTransformer,
+    CharTransformerConfig,
+    LayerNormNoAffine,
+    ScaleInvariantConfig,
+    ScaleInvariantMLP,
+    TransformerConfig,
+)
 from rlopt.optim import is_scale_invariant, scale_dependent_parameters, split_scale_invariant
 
 
@@ -89,12 +96,9 @@ def test_dependent_parameters_are_named() -> None:
     assert scale_dependent_parameters(plain, inputs(9, 3)) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
-@pytest.mark.parametrize("scale_invariant", [False, True])
-def test_encoder_and_head_of_the_transformer_are_told_apart(scale_invariant: bool) -> None:
-    config = CharTransformerConfig(
-        vocab_size=7, context=6, num_layers=1, num_heads=2, width=8, scale_invariant=scale_invariant, init_std=0.5
-    )
-    model = CharTransformer(config)
+@pytest.mark.parametrize("kind", [TransformerConfig, ScaleInvariantConfig])
+def test_encoder_and_head_of_the_transformer_are_told_apart(kind: type[TransformerConfig] | type[ScaleInvariantConfig]) -> None:
+    model = CharTransformer(CharTransformerConfig(7, kind(context=6, num_layers=1, num_heads=2, width=8, init_std=0.5)))
     tokens = torch.randint(7, (3, 6), generator=torch.Generator().manual_seed(0))
     invariant, others = split_scale_invariant(model, tokens)
     expected = {id(p) for p in model.scale_invariant_parameters()}

@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from rlopt.nn import CharTransformer, CharTransformerConfig, ScaleInvariantMLP
+from rlopt.nn import CharTransformer, CharTransformerConfig, ScaleInvariantConfig, ScaleInvariantMLP
 from rlopt.optim import (
     LAMB,
     Adam,
@@ -168,9 +168,7 @@ def test_muon_in_float32_has_the_options_of_the_spec() -> None:
 
 
 def test_scale_invariant_parameters_get_their_own_optimizer() -> None:
-    model = CharTransformer(
-        CharTransformerConfig(vocab_size=7, context=4, num_layers=1, num_heads=2, width=8, scale_invariant=True)
-    )
+    model = CharTransformer(CharTransformerConfig(7, ScaleInvariantConfig(context=4, num_layers=1, num_heads=2, width=8)))
     optimizer = ScaleInvariantSGDSpec(lr=0.5, others=Adam(lr=0.1)).build(model)
     assert [type(part) for part in optimizer.optimizers] == [ScaleInvariantSGD, torch.optim.Adam]
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in model.scale_invariant_parameters()}

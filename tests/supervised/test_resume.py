@@ -15,7 +15,7 @@ import torch
 from small import NUM_STEPS, facts, make, network, resumable, sgd
 from torch import Tensor, nn
 
-from rlopt.nn import CharTransformer, CharTransformerConfig, ScaleInvariantMLP
+from rlopt.nn import CharTransformer, CharTransformerConfig, ScaleInvariantMLP, TransformerConfig
 from rlopt.optim import OPTIMIZERS
 from rlopt.optim.locoprop import LocoProp
 from rlopt.supervised import EarlyStopping, TextWindows, Trainer, TrainerConfig, WarmupDecay
@@ -117,7 +117,7 @@ def small_model() -> nn.Module:
 
 
 def language_model() -> nn.Module:
-    return CharTransformer(CharTransformerConfig(vocab_size=5, context=6, num_layers=1, num_heads=2, width=8, dropout=0.3))
+    return CharTransformer(CharTransformerConfig(5, TransformerConfig(context=6, num_layers=1, num_heads=2, width=8, dropout=0.3)))
 
 
 @pytest.mark.parametrize("make_model", [small_model, language_model])

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rlopt.data import Dataset, curves_like, load, series_like
+from rlopt.nn import ScaleInvariantConfig, TransformerConfig
 from rlopt.optim import Adam
 from rlopt.supervised import TrainerConfig, WarmupDecay, classification, deep_autoencoder, language_model
 from rlopt.supervised.losses import accuracy, bits_per_token, pixel_cross_entropy, pixel_squared_error, token_cross_entropy
@@ -110,9 +111,9 @@ def test_data_that_do_not_fit_are_refused(make: object) -> None:
         make(curves_like(3))  # type: ignore[operator]
 
 
-def test_sizes_with_a_model_of_ones_own_are_refused() -> None:
-    with pytest.raises(ValueError, match="width must not be given with a model of your own"):
-        language_model(text(), nn.Identity(), width=3)
+def test_transformer_with_a_model_of_ones_own_is_refused() -> None:
+    with pytest.raises(ValueError, match="transformer must be None with a model of your own"):
+        language_model(text(), nn.Identity(), transformer=TransformerConfig())
 
 
 def test_activation_is_checked() -> None:
@@ -153,10 +154,10 @@ def test_series_are_learned_better_by_convolutions() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale_invariant", [False, True])
-def test_language_model_learns_a_text_with_a_period(scale_invariant: bool) -> None:
+@pytest.mark.parametrize("kind", [TransformerConfig, ScaleInvariantConfig])
+def test_language_model_learns_a_text_with_a_period(kind: type[TransformerConfig] | type[ScaleInvariantConfig]) -> None:
     # Both neighbours of a character vary, so one character does not tell the next; two do.
-    task = language_model(text(), length=8, num_layers=1, num_heads=2, width=32, scale_invariant=scale_invariant)
+    task = language_model(text(), transformer=kind(num_layers=1, num_heads=2, width=32), length=8)
     start = task.trainer("adam").evaluate()
     assert start["loss"] == pytest.approx(math.log(7), rel=0.1)
     assert start["bits"] == pytest.approx(start["loss"] / math.log(2))
@@ -173,7 +174,7 @@ def test_published_data_give_the_published_shapes() -> None:
     assert inputs.shape == (1000, 784)
     assert torch.equal(inputs, targets)
     assert task.trainer("sgd").evaluate()["loss"] == pytest.approx(547, rel=0.05)  # a network that knows nothing: 784 log 2 = 543
-    shakespeare = language_model(root=root, num_layers=1, width=32)
+    shakespeare = language_model(root=root, transformer=TransformerConfig(num_layers=1, width=32))
     assert shakespeare.trainer("sgd").evaluate()["loss"] == pytest.approx(math.log(65), rel=0.05)
 
 

@@ -1,0 +1,215 @@
+"""One training run of an agent that must remember, with one of several ways to look at the past."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from _training import Evaluation, play
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+import rlopt_envs  # registers its environments
+from rlopt import agents
+from rlopt.agents import HistoryWrapper, TransformerExtractor
+from rlopt.nn import (
+    FavorAttentionConfig,
+    LinearAttentionConfig,
+    MoEConfig,
+    TopKMLPConfig,
+    TransformerConfig,
+    TreeAttentionConfig,
+)
+from rlopt.study import Recorder
+from rlopt_envs.output_feedback import best_memoryless_gain
+
+# Episodes behind the reference scores of LQG.
+_REFERENCE_EPISODES = 200
+
+
+class NewestStep(BaseFeaturesExtractor):
+    """The newest observation of a history, nothing else: features of a policy without memory."""
+
+    def __init__(self, observation_space: gym.spaces.Dict) -> None:
+        shape = cast(tuple[int, ...], observation_space["observations"].shape)
+        super().__init__(observation_space, int(np.prod(shape[1:])))
+
+    def forward(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Features (B, size of an observation)."""
+        return observations["observations"][:, -1].flatten(1)
+
+
+_BASE = TransformerConfig(width=64, num_layers=1, num_heads=4)
+
+# Name -> transformer of `TransformerExtractor`; None: an extractor of its own, see `policy_options`.
+EXTRACTORS: dict[str, TransformerConfig | None] = {
+    "memoryless": None,
+    "flat": None,
+    "transformer": _BASE,
+    "gtrxl": replace(_BASE, gating="gru", positions="rotary"),
+    "favor": replace(_BASE, attention=FavorAttentionConfig(kind="favor+")),
+    "linear": replace(_BASE, attention=LinearAttentionConfig()),
+    "tree": replace(_BASE, attention=TreeAttentionConfig(height=1)),
+    "topk": replace(_BASE, mlp=TopKMLPConfig()),
+    "moe": replace(_BASE, moe=MoEConfig(num_experts=4, every=1)),
+}
+
+AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {"ppo": agents.PPO, "dqn": agents.DQN, "td3": agents.TD3, "sac": agents.SAC}
+
+
+@dataclass(frozen=True)
+class MemoryTask:
+    """An environment in which one must remember, and how agents are trained in it.
+
+    Args:
+        env_id: Its name.
+        env_options: Arguments of the environment.
+        history: Observations that agents see.
+        include_actions: Whether they see the actions between them as well.
+        total_timesteps: Steps of a run.
+        agents: Agents that can act in it -> hyper-parameters, "n_envs" among them.
+        discount: Of the score.
+        reward_scale: Factor of the rewards that agents learn from; scores are unscaled.
+    """
+
+    env_id: str
+    env_options: dict[str, Any]
+    history: int
+    total_timesteps: int
+    agents: dict[str, dict[str, Any]]
+    include_actions: bool = False
+    discount: float = 1.0
+    reward_scale: float = 1.0
+
+
+_PPO = {"n_envs": 16, "n_steps": 64, "batch_size": 256, "n_epochs": 4, "learning_rate": 1e-3, "ent_coef": 0.01}
+_DQN = {
+    "n_envs": 1, "learning_rate": 1e-3, "learning_starts": 500, "train_freq": 4, "gradient_steps": 1, "batch_size": 64,
+    "target_update_interval": 200, "exploration_fraction": 0.5, "buffer_size": 20_000,
+}  # fmt: skip
+_SAC = {
+    "n_envs": 1, "learning_rate": 1e-3, "learning_starts": 500, "train_freq": 1, "gradient_steps": 1, "batch_size": 128,
+    "buffer_size": 50_000,
+}  # fmt: skip
+
+# Hyper-parameters were chosen by single runs of the transformer.
+TASKS: dict[str, MemoryTask] = {
+    "tmaze": MemoryTask("rlopt/TMaze-v0", {"corridor_length": 10}, 12, 30_000, {"ppo": _PPO, "dqn": _DQN}),
+    "cartpole": MemoryTask("rlopt/CartPoleNoVelocity-v0", {}, 8, 50_000, {"ppo": _PPO, "dqn": _DQN}),
+    "pendulum": MemoryTask("rlopt/PendulumNoVelocity-v0", {}, 8, 15_000, {"sac": _SAC, "td3": _SAC}),
+    "lqg": MemoryTask(
+        "rlopt/LQG-v0", {}, 16, 10_000, {"sac": _SAC, "td3": _SAC}, include_actions=True, discount=0.99, reward_scale=0.1
+    ),
+}
+
+
+def train(config: dict[str, Any], seed: int, folder: Path) -> None:
+    """Train and evaluate; the function of the study. Scores are mean (discounted) returns of the deterministic policy.
+
+    Args:
+        config: `task`, `agent`, `extractor`, `env_options`, `history`, `total_timesteps`, `num_evaluations`, `eval_episodes`,
+            `device`, and under `options` the hyper-parameters of the agent.
+        seed: Seed of the agent and its transformer; evaluations use seeds of their own, derived from it.
+        folder: Where progress.csv and TensorBoard events go.
+    """
+    agent = make_agent(config, seed)
+    agent.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+    evaluation = Evaluation(
+        Recorder(folder),
+        partial(make_env, config),
+        total_timesteps=config["total_timesteps"],
+        num_evaluations=config["num_evaluations"],
+        num_episodes=config["eval_episodes"],
+        seed=seed,
+        discount=TASKS[config["task"]].discount,
+    )
+    agent.learn(config["total_timesteps"], callback=evaluation, log_interval=10)
+    agent.logger.close()
+
+
+def make_env(config: Mapping[str, Any], reward_scale: float = 1.0) -> gym.Env[Any, Any]:
+    """Return an environment of a configuration that shows histories."""
+    task = TASKS[config["task"]]
+    env = gym.make(task.env_id, **config["env_options"])
+    if reward_scale != 1.0:
+        env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * float(reward))
+    return HistoryWrapper(env, config["history"], include_actions=task.include_actions)
+
+
+def make_agent(config: Mapping[str, Any], seed: int) -> BaseAlgorithm:
+    """Return the agent of a run."""
+    options = dict(config["options"])
+    env = make_vec_env(partial(make_env, config, TASKS[config["task"]].reward_scale), n_envs=options.pop("n_envs"), seed=seed)
+    kind = AGENTS[config["agent"]]
+    policy = policy_options(config["extractor"], config["history"], seed)
+    return kind("MultiInputPolicy", env, policy_kwargs=policy, seed=seed, device=config["device"], **options)
+
+
+def policy_options(extractor: str, history: int, seed: int) -> dict[str, Any]:
+    """Return the `policy_kwargs` of a way to look at the past."""
+    if extractor == "flat":
+        return {"net_arch": [64, 64]}  # Stable-Baselines3 puts all parts of a Dict side by side
+    if extractor == "memoryless":
+        return {"net_arch": [64, 64], "features_extractor_class": NewestStep}
+    transformer = EXTRACTORS[extractor]
+    assert transformer is not None
+    transformer = replace(transformer, context=history, seed=seed)
+    return {
+        "net_arch": [64],
+        "features_extractor_class": TransformerExtractor,
+        "features_extractor_kwargs": {"transformer": transformer},
+    }
+
+
+def reference_scores(task: str, env_options: Mapping[str, Any]) -> tuple[float, float] | tuple[None, None]:
+    """Return what the best policy without memory and the best policy with memory score, where that is known.
+
+    Those of LQG are means over episodes, of the best linear controller without memory and of Kalman filter and Riccati gain.
+    """
+    env = gym.make(TASKS[task].env_id, **env_options)
+    known: Any = env.unwrapped
+    if isinstance(known, rlopt_envs.TMazeEnv):
+        return known.memoryless_return, known.optimal_return
+    if task != "lqg":
+        return None, None
+    system = known.system
+    covariances = (system.noise_cov, known.observation_noise_cov)
+    best = best_memoryless_gain(
+        system.A, system.B, known.C, *covariances, known.Q, known.R, known.discount, known.initial_covariance
+    )
+    seeds = list(range(_REFERENCE_EPISODES))
+    envs = [gym.make(TASKS[task].env_id, **env_options) for _ in seeds]
+    discount = TASKS[task].discount
+    without = play(_Memoryless(best.gain), envs, seeds, discount)
+    with_memory = play(_Optimal(envs), envs, seeds, discount)
+    return float(np.mean(without)), float(np.mean(with_memory))
+
+
+@dataclass
+class _Memoryless:
+    """u = F y."""
+
+    gain: NDArray[np.float64]
+
+    def predict(self, observations: NDArray[Any], *, deterministic: bool) -> tuple[NDArray[Any], None]:
+        return (observations @ self.gain.T).astype(np.float32), None
+
+
+@dataclass
+class _Optimal:
+    """The optimal controller of environments that end at the same time."""
+
+    envs: list[gym.Env[Any, Any]] = field(default_factory=list)
+
+    def predict(self, observations: NDArray[Any], *, deterministic: bool) -> tuple[NDArray[Any], None]:
+        actions = [cast(Any, env.unwrapped).optimal_action() for env in self.envs]
+        return np.stack(actions).astype(np.float32), None
