@@ -32,6 +32,9 @@ _HOMES = {
     "RingMDPVectorEnv": "ring_mdp",
     "BairdStarEnv": "baird_star",
     "BairdStarVectorEnv": "baird_star",
+    "TMazeEnv": "tmaze",
+    "TMazeVectorEnv": "tmaze",
+    "KeepObservations": "partial",
     "FiniteMDP": "finite_mdp",
     "KalmanFilter": "kalman",
     "PRESETS": "presets",
@@ -48,12 +51,22 @@ _MODULES: dict[str, tuple[str, int | None]] = {
     "BlindCliffwalk": ("blind_cliffwalk", None),
     "RingMDP": ("ring_mdp", None),
     "BairdStar": ("baird_star", None),
+    "TMaze": ("tmaze", None),
+}
+
+# Gymnasium's environments with a part of their observations: the function that makes each, and its limit of steps.
+_PARTIAL: dict[str, tuple[str, int]] = {
+    "CartPoleNoVelocity": ("cartpole_without_velocities", 500),
+    "PendulumNoVelocity": ("pendulum_without_velocity", 200),
 }
 
 ENV_IDS: tuple[str, ...] = tuple(f"rlopt/{name}-v0" for name in _MODULES)
-"""Ids of all environments; each has a vectorised version."""
+"""Ids of the environments with a known optimum; each has a vectorised version."""
 
-__all__ = ["ENV_IDS", *sorted(_HOMES)]
+PARTIAL_ENV_IDS: tuple[str, ...] = tuple(f"rlopt/{name}-v0" for name in _PARTIAL)
+"""Ids of Gymnasium's environments without velocities."""
+
+__all__ = ["ENV_IDS", "PARTIAL_ENV_IDS", *sorted(_HOMES)]
 
 
 def _register() -> None:
@@ -65,6 +78,9 @@ def _register() -> None:
                 vector_entry_point=f"rlopt_envs.{module}:{name}VectorEnv",
                 max_episode_steps=max_episode_steps,
             )
+    for env_id, (function, max_episode_steps) in zip(PARTIAL_ENV_IDS, _PARTIAL.values(), strict=True):
+        if env_id not in registry:
+            register(env_id, entry_point=f"rlopt_envs.partial:{function}", max_episode_steps=max_episode_steps)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,26 @@
-"""Stable-Baselines3's off-policy agents with a learning step that honours every replay of rlopt."""
+"""Stable-Baselines3's agents with a learning step that honours every replay and every optimizer of rlopt."""
 
 from rlopt.agents.callbacks import ReplayPhaseCallback
 from rlopt.agents.ddpg import DDPG
 from rlopt.agents.dqn import DQN
+from rlopt.agents.history import HistoryWrapper, VecHistory
+from rlopt.agents.ppo import PPO
 from rlopt.agents.sac import SAC
 from rlopt.agents.td3 import TD3
 from rlopt.agents.td_errors import td_error
+from rlopt.agents.transformer_extractor import TransformerExtractor
 from rlopt.agents.vector_env import GymnasiumVecEnv
 
-__all__ = ["DDPG", "DQN", "SAC", "TD3", "GymnasiumVecEnv", "ReplayPhaseCallback", "td_error"]
+__all__ = [
+    "DDPG",
+    "DQN",
+    "PPO",
+    "SAC",
+    "TD3",
+    "GymnasiumVecEnv",
+    "HistoryWrapper",
+    "ReplayPhaseCallback",
+    "TransformerExtractor",
+    "VecHistory",
+    "td_error",
+]

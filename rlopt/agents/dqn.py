@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -10,8 +9,10 @@ import torch as th
 from stable_baselines3 import DQN as SB3DQN
 
 from rlopt.agents import losses
-from rlopt.agents.off_policy import OffPolicyLearner, mean_of, weights_of
-from rlopt.agents.optimizing import steps_along_gradient, take_step
+from rlopt.agents.auxiliary import plus
+from rlopt.agents.learner import mean_of
+from rlopt.agents.off_policy import OffPolicyLearner, weights_of
+from rlopt.agents.optimizing import grad_norm_bound, take_step
 from rlopt.agents.td_errors import dqn_target
 
 
@@ -25,8 +26,8 @@ class DQN(OffPolicyLearner, SB3DQN):
         *args: As in Stable-Baselines3's DQN.
         double_q: Whether the online network chooses the next action.
         **kwargs: As in Stable-Baselines3's DQN; `n_steps` works with every replay of rlopt. `optimizer`: a spec or name of
-            `rlopt.optim`, or a function of parameters, for the online network (default: Stable-Baselines3's Adam); see
-            `OffPolicyLearner`.
+            `rlopt.optim`, or a function of parameters, for the online network (default: Stable-Baselines3's Adam).
+            `aux_loss_coefs`: factors of the losses that a features extractor has of its own. See `rlopt.agents.learner.Learner`.
 
     Raises:
         ValueError: If options do not go with `optimizer`, `max_grad_norm` with LocoProp or L-BFGS among them: without it, these
@@ -50,15 +51,7 @@ class DQN(OffPolicyLearner, SB3DQN):
     def _build_optimizers(self) -> None:
         assert self.optimizer is not None
         self.policy.optimizer = self._built(self.optimizer, self.q_net)  # type: ignore[arg-type]  # it refuses mappings
-        if not steps_along_gradient(self.policy.optimizer):
-            if "max_grad_norm" in self._given and self.max_grad_norm < math.inf:
-                name = type(self.policy.optimizer).__name__
-                hint = "LocoPropSpec(max_delta_norm=...) bounds its targets" if name == "LocoProp" else "drop it"
-                raise ValueError(
-                    f"max_grad_norm must be left out or math.inf with {name}, which does not step along the gradient, got "
-                    f"{self.max_grad_norm}: {hint}."
-                )
-            self.max_grad_norm = math.inf
+        self.max_grad_norm = grad_norm_bound(self.policy.optimizer, self.max_grad_norm, "max_grad_norm" in self._given)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
@@ -77,11 +70,12 @@ class DQN(OffPolicyLearner, SB3DQN):
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/loss", mean_of(values))
+        self._aux.record(self.logger)
 
     def _evaluate(self, batch: Any, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Loss and Q-values of a batch."""
         q = self.q_net(batch.observations).gather(1, batch.actions.long())
-        return losses.huber_loss(q, target, weights_of(batch)), q
+        return plus(losses.huber_loss(q, target, weights_of(batch)), self._aux.pop(self.q_net)), q
 
     def _on_step(self) -> None:
         self._n_calls += 1

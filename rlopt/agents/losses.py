@@ -77,3 +77,47 @@ def soft_update(parameters: Iterable[th.Tensor], targets: Iterable[th.Tensor], t
     target_list = list(targets)
     if target_list:
         th._foreach_lerp_(target_list, list(parameters), tau)
+
+
+def normalized(advantages: th.Tensor) -> th.Tensor:
+    """Advantages (B,) with mean 0 and standard deviation 1; a single one stays as it is."""
+    if len(advantages) < 2:
+        return advantages
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def clipped_surrogate_loss(log_ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
+    """-mean_i min(rho_i A_i, clip(rho_i, 1 - c, 1 + c) A_i) with rho = pi(a | s) / pi_old(a | s), PPO's objective.
+
+    Args:
+        log_ratio: log rho, (B,).
+        advantages: A, (B,).
+        clip_range: c.
+    """
+    ratio = log_ratio.exp()
+    return -th.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
+
+
+def clipped_value_loss(values: th.Tensor, returns: th.Tensor, old_values: th.Tensor, clip_range: float | None = None) -> th.Tensor:
+    """mean_i (R_i - v_i)^2, where v moves at most `clip_range` away from the value before the update; None: as far as it likes.
+
+    All are (B,). As in Stable-Baselines3; the first PPO code took the larger of the losses with and without the bound.
+    """
+    if clip_range is not None:
+        values = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return F.mse_loss(returns, values)
+
+
+def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
+    """-mean of the policy's entropy (B,), or its estimate mean(log pi(a | s)) where it has no closed form (None)."""
+    return log_prob.mean() if entropy is None else -entropy.mean()
+
+
+def approximate_kl(log_ratio: th.Tensor) -> th.Tensor:
+    """mean_i (rho_i - 1 - log rho_i) >= 0 with rho = pi / pi_old: estimate of KL(pi_old || pi) from actions of pi_old."""
+    return (log_ratio.exp() - 1 - log_ratio).mean()
+
+
+def clip_fraction(log_ratio: th.Tensor, clip_range: float) -> th.Tensor:
+    """Share of the ratios that lie outside 1 +- clip_range, (B,) -> ()."""
+    return ((log_ratio.exp() - 1).abs() > clip_range).float().mean()

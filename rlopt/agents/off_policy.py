@@ -1,91 +1,35 @@
-"""What rlopt's off-policy agents share: their optimizers, and how they make, announce to, report to, save and load their replay."""
+"""What rlopt's off-policy agents share: how they make, announce to, report to, save and load their replay."""
 
 from __future__ import annotations
 
-import inspect
 import io
 import pathlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from torch.optim import Optimizer
 
 from rlopt.agents.diagnostics import ReplayDiagnostics
+from rlopt.agents.learner import Learner
 from rlopt.agents.optimizing import trained_part
 from rlopt.agents.td_errors import td_error
-from rlopt.optim import OptimizerLike, build_optimizer
 from rlopt.replay import HindsightReplay, Replay, UniformReplay
 
-Learner = TypeVar("Learner", bound="OffPolicyLearner")
 
-
-class OffPolicyLearner(OffPolicyAlgorithm):
+class OffPolicyLearner(Learner, OffPolicyAlgorithm):
     """Mixin that stands before a Stable-Baselines3 agent and connects its learning step with rlopt's replays and optimizers.
 
     * Without `replay_buffer_class` the replay is `UniformReplay`, for every kind of space.
     * `n_steps` and `gamma` of the agent reach the replay; a replay with another gamma is refused.
     * The replay's generator is spawned from the agent's seed.
     * Buffers that are not rlopt's work as in Stable-Baselines3, without weights and reports.
-    * With `optimizer` the agent steps with it, at its own learning rates; `learning_rate` is then a schedule of factors, 1 if it
-      is not given.
 
-    Args:
-        *args: As in Stable-Baselines3.
-        optimizer: What `rlopt.optim.build_optimizer` takes; agents with an actor build one for each network, or take a mapping with
-            "actor" and "critic". None: Stable-Baselines3's.
-        **kwargs: As in Stable-Baselines3.
-
-    Raises:
-        ValueError: With `optimizer`: if `learning_rate` is no schedule of factors, if `policy_kwargs` choose an optimizer as
-            well, or if a mapping has other keys.
+    Arguments and errors are those of `rlopt.agents.learner.Learner`.
     """
-
-    def __init__(self, *args: Any, optimizer: OptimizerLike | Mapping[str, OptimizerLike] | None = None, **kwargs: Any) -> None:
-        self.optimizer = optimizer
-        self._given = list(inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments)
-        if optimizer is not None and "learning_rate" not in self._given:
-            kwargs["learning_rate"] = 1.0
-        super().__init__(*args, **kwargs)
-
-    @classmethod
-    def load(cls: type[Learner], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> Learner:
-        """Load a saved agent, as Stable-Baselines3 does; what is given here counts as given to the constructor.
-
-        Args:
-            path: The file.
-            *args: As in Stable-Baselines3.
-            **kwargs: As in Stable-Baselines3.
-
-        Raises:
-            ValueError: As the constructor.
-        """
-        return super().load(path, *args, **kwargs, _given_to_load=list(kwargs))
-
-    def _setup_model(self) -> None:
-        self._given += self.__dict__.pop("_given_to_load", [])
-        self._setup_replay_and_policy()
-        self._own_rates: dict[Optimizer, list[float]] = {}
-        if self.optimizer is not None:
-            self._check_options()
-            self._build_optimizers()
-
-    def _check_options(self) -> None:
-        """Refuse options that do not go with `optimizer`."""
-        # Not the first value, which a warm-up makes small.
-        largest = max(self.lr_schedule(progress) for progress in np.linspace(1.0, 0.0, 1001).tolist())
-        if not np.isclose(largest, 1.0, rtol=0.01):
-            raise ValueError(
-                "learning_rate must be left out or be a schedule of factors, the largest 1, when optimizer is given, got a largest "
-                f"value of {largest:g}: give the optimizer the rate, such as rlopt.optim.Adam(lr={largest:g})."
-            )
-        both = sorted({"optimizer_class", "optimizer_kwargs"} & self.policy_kwargs.keys())
-        if both:
-            raise ValueError(f"policy_kwargs must have no {both[0]} when optimizer is given: drop one of them.")
 
     def _build_optimizers(self) -> None:
         """Make the optimizers of an agent with an actor."""
@@ -99,34 +43,18 @@ class OffPolicyLearner(OffPolicyAlgorithm):
         policy.actor.optimizer = self._built(chosen["actor"], policy.actor)
         policy.critic.optimizer = self._built(chosen["critic"], trained_part(policy.critic))
 
-    def _built(self, chosen: OptimizerLike, module: th.nn.Module) -> Optimizer:
-        optimizer = build_optimizer(chosen, module)
-        self._own_rates[optimizer] = [group["lr"] for group in optimizer.param_groups]
-        return optimizer
-
-    def _update_learning_rate(self, optimizers: list[Optimizer] | Optimizer) -> None:
-        if self.optimizer is None:
-            super()._update_learning_rate(optimizers)
-            return
-        every = optimizers if isinstance(optimizers, list) else [optimizers]
-        factor = self.lr_schedule(self._current_progress_remaining)
-        for optimizer in every:
-            for group, rate in zip(optimizer.param_groups, self._own_rates[optimizer], strict=True):
-                group["lr"] = rate * factor
-        self.logger.record("train/learning_rate", every[0].param_groups[0]["lr"])
-
-    def _setup_replay_and_policy(self) -> None:
+    def _setup_networks(self) -> None:
         self._diagnostics = ReplayDiagnostics()
         if self.replay_buffer_class is None:
             self.replay_buffer_class = UniformReplay
         if not issubclass(self.replay_buffer_class, Replay):
-            super()._setup_model()
+            super()._setup_networks()
             return
         if self.replay_buffer is None:
             self.replay_buffer = self._make_replay(self.replay_buffer_class)
         # Stable-Baselines3 warns that n_steps has no effect with a replay_buffer_class; here it has.
         n_steps, self.n_steps = self.n_steps, 1
-        super()._setup_model()
+        super()._setup_networks()
         self.n_steps = n_steps
 
     def _make_replay(self, replay_class: type[Replay]) -> Replay:
@@ -206,14 +134,9 @@ class OffPolicyLearner(OffPolicyAlgorithm):
             self.replay_buffer.load(path)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_diagnostics", "_own_rates"]
+        return [*super()._excluded_save_params(), "_diagnostics"]
 
 
 def weights_of(batch: Any) -> th.Tensor | None:
     """Importance weights of a batch, None for buffers that have none."""
     return getattr(batch, "weights", None)
-
-
-def mean_of(values: list[th.Tensor]) -> float:
-    """Mean of scalar tensors, read from the device once at the end."""
-    return float(np.mean([value.item() for value in values]))

@@ -18,7 +18,12 @@ T = TypeVar("T")
 Evaluation = tuple[th.Tensor, ...]
 
 
-def take_step(optimizer: Optimizer, evaluate: Callable[[], Evaluation], max_grad_norm: float = math.inf) -> Evaluation:
+def take_step(
+    optimizer: Optimizer,
+    evaluate: Callable[[], Evaluation],
+    max_grad_norm: float = math.inf,
+    unless: Callable[[Evaluation], bool] | None = None,
+) -> Evaluation:
     """Minimise a loss by one step.
 
     Optimizers that evaluate the loss themselves (L-BFGS, SAM) get a closure that computes it on the same batch with the same random
@@ -29,6 +34,7 @@ def take_step(optimizer: Optimizer, evaluate: Callable[[], Evaluation], max_grad
             pass.
         evaluate: Returns the loss, and further tensors that the caller wants to see.
         max_grad_norm: Bound of the gradient's norm, over all parameters of the optimizer, in each evaluation.
+        unless: Looks at the first evaluation, without graph; if it says True, there is no step. None: there always is.
 
     Returns:
         What `evaluate` returned first, at the parameters before the step, without graph.
@@ -39,18 +45,22 @@ def take_step(optimizer: Optimizer, evaluate: Callable[[], Evaluation], max_grad
         >>> take_step(sgd, lambda: ((w**2).sum(),))[0].item(), w.item()
         (9.0, 0.0)
     """
-    first: Evaluation = ()
     compute = repeatable(evaluate, optimizer)
 
-    def closure() -> th.Tensor:
-        nonlocal first
+    def cleared() -> Evaluation:
         optimizer.zero_grad()
-        found = compute()
-        loss = found[0]
+        return compute()
+
+    at_hand = [cleared()]
+    first = tuple(value.detach() for value in at_hand[0])
+    if unless is not None and unless(first):
+        return first
+
+    def closure() -> th.Tensor:
+        loss = (at_hand.pop() if at_hand else cleared())[0]
         loss.backward()  # type: ignore[no-untyped-call]
         if max_grad_norm < math.inf:
             th.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_grad_norm)
-        first = first or tuple(value.detach() for value in found)
         return loss.detach()
 
     if needs_closure(optimizer):
@@ -100,6 +110,29 @@ def steps_along_gradient(optimizer: Optimizer) -> bool:
     """
     parts = optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else ()
     return not isinstance(optimizer, (LocoProp, LBFGS)) and all(map(steps_along_gradient, parts))
+
+
+def grad_norm_bound(optimizer: Optimizer, max_grad_norm: float, was_given: bool) -> float:
+    """Bound of the gradient's norm that goes with an optimizer: `max_grad_norm`, or infinity where clipping does not act.
+
+    Args:
+        optimizer: Of an agent.
+        max_grad_norm: Of the agent.
+        was_given: Whether the user chose it.
+
+    Raises:
+        ValueError: If the user chose a bound that would not act.
+    """
+    if steps_along_gradient(optimizer):
+        return max_grad_norm
+    if was_given and max_grad_norm < math.inf:
+        name = type(optimizer).__name__
+        hint = "LocoPropSpec(max_delta_norm=...) bounds its targets" if name == "LocoProp" else "drop it"
+        raise ValueError(
+            f"max_grad_norm must be left out or math.inf with {name}, which does not step along the gradient, got {max_grad_norm}: "
+            f"{hint}."
+        )
+    return math.inf
 
 
 @contextmanager

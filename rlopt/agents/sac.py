@@ -10,11 +10,14 @@ import torch as th
 from stable_baselines3 import SAC as SB3SAC
 
 from rlopt.agents import losses
-from rlopt.agents.off_policy import OffPolicyLearner, mean_of, weights_of
+from rlopt.agents.auxiliary import plus
+from rlopt.agents.learner import mean_of
+from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import repeatable, take_step, without_recording
 from rlopt.agents.td_errors import sac_entropy_coefficient, sac_target
 
-Draw = tuple[th.Tensor, th.Tensor]
+Draw = tuple[th.Tensor, th.Tensor, th.Tensor | None]
+"""Actions of the policy, their log-probabilities (B, 1), and the weighed losses that the actor has of its own."""
 ENT_COEF_RATE = 3e-4
 """Learning rate of the entropy coefficient if `optimizer` is given: Stable-Baselines3's default."""
 
@@ -28,7 +31,8 @@ class SAC(OffPolicyLearner, SB3SAC):
 
     Args: As in Stable-Baselines3's SAC; `n_steps` works with every replay of rlopt. `optimizer`: a spec or name of `rlopt.optim`,
     or a function of parameters, for actor and critics, or a mapping with "actor" and "critic" (default: Stable-Baselines3's Adam
-    for both); see `OffPolicyLearner`. The entropy coefficient stays with Stable-Baselines3's Adam.
+    for both); `aux_loss_coefs`: factors of the losses that features extractors have of their own; see
+    `rlopt.agents.learner.Learner`. The entropy coefficient stays with Stable-Baselines3's Adam.
 
     References: Haarnoja et al., Soft actor-critic algorithms and applications, 2018, arXiv 1812.05905.
 
@@ -88,25 +92,27 @@ class SAC(OffPolicyLearner, SB3SAC):
         self.logger.record("train/ent_coef", mean_of(ent_coefs))
         self.logger.record("train/actor_loss", mean_of(actor_values))
         self.logger.record("train/critic_loss", mean_of(critic_values))
+        self._aux.record(self.logger)
         if ent_coef_values:
             self.logger.record("train/ent_coef_loss", mean_of(ent_coef_values))
 
     def _draw_actions(self, batch: Any) -> Draw:
-        """Actions of the policy and their log-probabilities, (B, 1)."""
         if self.use_sde:
             # log_std may have changed since the last step
             self.actor.reset_noise()
         actions, log_prob = self.actor.action_log_prob(batch.observations)
-        return actions, log_prob.reshape(-1, 1)
+        return actions, log_prob.reshape(-1, 1), self._aux.pop(self.actor)
 
     def _evaluate_critic(self, batch: Any, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Loss of the critics and their smallest values."""
         critics_q = self.critic(batch.observations, batch.actions)
-        return 0.5 * losses.squared_loss(critics_q, target, weights_of(batch)), losses.smallest_value(critics_q)
+        loss = 0.5 * losses.squared_loss(critics_q, target, weights_of(batch))
+        return plus(loss, self._aux.pop(self.critic)), losses.smallest_value(critics_q)
 
     def _evaluate_actor(self, batch: Any, ent_coef: th.Tensor, at_hand: list[Draw], draw: Callable[[], Draw]) -> tuple[th.Tensor]:
         """Loss of the actor. The critic only passes gradients on; it records nothing."""
-        actions, log_prob = at_hand.pop() if at_hand else draw()
+        actions, log_prob, extra = at_hand.pop() if at_hand else draw()
         with without_recording(self.critic.optimizer):
             q = losses.smallest_value(self.critic(batch.observations, actions))
-        return ((ent_coef * log_prob - q).mean(),)
+        self._aux.drop(self.critic)
+        return (plus((ent_coef * log_prob - q).mean(), extra),)

@@ -9,7 +9,9 @@ import torch as th
 from stable_baselines3 import TD3 as SB3TD3
 
 from rlopt.agents import losses
-from rlopt.agents.off_policy import OffPolicyLearner, mean_of, weights_of
+from rlopt.agents.auxiliary import plus
+from rlopt.agents.learner import mean_of
+from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import take_step, without_recording
 from rlopt.agents.td_errors import td3_target
 
@@ -23,7 +25,8 @@ class TD3(OffPolicyLearner, SB3TD3):
 
     Args: As in Stable-Baselines3's TD3; `n_steps` works with every replay of rlopt. `optimizer`: a spec or name of `rlopt.optim`,
     or a function of parameters, for actor and critics, or a mapping with "actor" and "critic" (default: Stable-Baselines3's Adam
-    for both); see `OffPolicyLearner`.
+    for both); `aux_loss_coefs`: factors of the losses that features extractors have of their own; see
+    `rlopt.agents.learner.Learner`.
 
     References: Fujimoto et al., Addressing function approximation error in actor-critic methods, ICML 2018, arXiv 1802.09477.
 
@@ -61,14 +64,18 @@ class TD3(OffPolicyLearner, SB3TD3):
         if actor_values:
             self.logger.record("train/actor_loss", mean_of(actor_values))
         self.logger.record("train/critic_loss", mean_of(critic_values))
+        self._aux.record(self.logger)
 
     def _evaluate_critic(self, batch: Any, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Loss of the critics and their smallest values."""
         critics_q = self.critic(batch.observations, batch.actions)
-        return losses.squared_loss(critics_q, target, weights_of(batch)), losses.smallest_value(critics_q)
+        loss = losses.squared_loss(critics_q, target, weights_of(batch))
+        return plus(loss, self._aux.pop(self.critic)), losses.smallest_value(critics_q)
 
     def _evaluate_actor(self, batch: Any) -> tuple[th.Tensor]:
         """Loss of the actor. The critic only passes gradients on; it records nothing."""
         actions = self.actor(batch.observations)
+        extra = self._aux.pop(self.actor)  # before the critic, which may have the same features extractor
         with without_recording(self.critic.optimizer):
-            return (-self.critic.q1_forward(batch.observations, actions).mean(),)
+            loss = -self.critic.q1_forward(batch.observations, actions).mean()
+        return (plus(loss, extra),)

@@ -6,7 +6,8 @@ see `rlopt.replay.buffer.Replay`.
 
 from typing import Any, NamedTuple
 
-from rlopt.replay.buffer import Replay, ReplayBatch
+from rlopt.replay.batch import ReplayBatch
+from rlopt.replay.buffer import Replay
 from rlopt.replay.combined import CombinedConfig, CombinedReplay
 from rlopt.replay.emphasize_recent import EmphasizeRecentConfig, EmphasizeRecentReplay
 from rlopt.replay.greedy import GreedyConfig, GreedyReplay
@@ -14,6 +15,7 @@ from rlopt.replay.hindsight import HindsightConfig, HindsightReplay
 from rlopt.replay.introspective import IntrospectiveConfig, IntrospectiveReplay
 from rlopt.replay.prioritized import PrioritizedConfig, PrioritizedReplay
 from rlopt.replay.reverse import ReverseConfig, ReverseReplay
+from rlopt.replay.sequences import SequenceBatch
 from rlopt.replay.uniform import UniformConfig, UniformReplay
 
 
@@ -55,6 +57,7 @@ __all__ = [
     "ReplayEntry",
     "ReverseConfig",
     "ReverseReplay",
+    "SequenceBatch",
     "UniformConfig",
     "UniformReplay",
 ]

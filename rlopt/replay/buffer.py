@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from rlopt.replay.batch import ReplayBatch, TDErrorFunction
 from rlopt.replay.sampler import Draw, Sampler, ScoreFunction
+from rlopt.replay.sequences import PivotPlace, SequenceBatch, fold, plan_sequences
 from rlopt.replay.serialization import read_state, write_state
 from rlopt.replay.storage import Layout, Observation, TransitionStorage
 
@@ -25,36 +27,6 @@ SCORE_BATCH_SIZE = 4096
 
 UNSCORED_DRAWS = 100
 """Draws without any reported TD error after which a replay that needs them says so."""
-
-
-class ReplayBatch(NamedTuple):
-    """A batch with Stable-Baselines3's field names plus `indices` and `weights`.
-
-    Attributes:
-        observations: (B, *obs_shape), dtype of the space, or a dict of these.
-        actions: (B, action_dim).
-        next_observations: Like `observations`; with n-step returns those after the last step used.
-        dones: (B, 1) float32, 1 where the environment terminated; never set by truncation.
-        rewards: (B, 1) float32; with n-step returns sum_j gamma^j r_{t+j}.
-        discounts: None for one-step batches (the agent's gamma applies), else (B, 1) float32, gamma^k of the k steps used.
-        indices: (B,) int64 NumPy array for `update`.
-        weights: (B, 1) float32 importance weights, ones for replays without.
-
-    The learning target is `rewards + discounts * (1 - dones) * value(next_observations)`.
-    """
-
-    observations: th.Tensor | dict[str, th.Tensor]
-    actions: th.Tensor
-    next_observations: th.Tensor | dict[str, th.Tensor]
-    dones: th.Tensor
-    rewards: th.Tensor
-    discounts: th.Tensor | None
-    indices: NDArray[np.int64]
-    weights: th.Tensor
-
-
-TDErrorFunction = Callable[[ReplayBatch], th.Tensor]
-"""TD errors (B,) or (B, 1), sign irrelevant, of a batch under the current networks, without gradient."""
 
 
 class Replay(ReplayBuffer):
@@ -275,6 +247,58 @@ class Replay(ReplayBuffer):
         Raises:
             ValueError: If the buffer is empty or `batch_size` < 1.
         """
+        return self._make_batch(self._draw(batch_size), env)
+
+    def sample_sequences(
+        self,
+        batch_size: int,
+        length: int,
+        burn_in: int = 0,
+        env: VecNormalize | None = None,
+        *,
+        pivot_at: PivotPlace = "random",
+    ) -> SequenceBatch:
+        """Draw a batch of sequences of consecutive transitions of one episode, for networks with a memory.
+
+        The sampler draws one transition per sequence, the *pivot*, as `sample` does; `weights` and `indices` are the pivots'. The
+        sequence is laid around it: `length` transitions to learn from, and `burn_in` before them, from which a memory comes to know
+        the past. It stays within the pivot's episode and what is stored of it; where that is shorter, it begins with padding
+        (`valid` False), so the last position is always a transition.
+
+        * `pivot_at="random"`: the pivot's place among the last `length` positions is random, as far as the episode goes on after
+          it. The first and the last transition of an episode are learned from about half as often as those in the middle.
+        * `pivot_at="end"`: the pivot is the last position, and the last transition of an episode is learned from `length` times
+          less often than those in the middle.
+
+        Reverse and introspective replay draw neighbours as pivots, so their sequences overlap. Hindsight replay gives all positions
+        of a sequence one goal, drawn for the last of them.
+
+        Args:
+            batch_size: Sequences wanted, > 0; as in `sample` there may be fewer.
+            length: Positions to learn from, > 0.
+            burn_in: Positions before them, >= 0.
+            env: Normalises observations and rewards.
+            pivot_at: See above.
+
+        Raises:
+            ValueError: If the buffer is empty, or for arguments outside these sets.
+
+        Example:
+            >>> from rlopt.replay import UniformReplay
+            >>> replay = UniformReplay(100, spaces.Box(-1, 1, (1,)), spaces.Discrete(2), device="cpu", seed=0)
+            >>> for t in range(3):
+            ...     obs = np.full((1, 1), t / 10, np.float32)
+            ...     replay.add(obs, obs + 0.1, np.array([0]), np.array([float(t)]), np.array([t == 2]), [{}])
+            >>> batch = replay.sample_sequences(1, length=4, burn_in=1)
+            >>> batch.rewards[0, :, 0].tolist(), batch.learn[0].tolist()
+            ([0.0, 0.0, 0.0, 1.0, 2.0], [False, False, True, True, True])
+        """
+        draw = self._draw(batch_size)
+        plan = plan_sequences(self.storage, draw.slots, length, burn_in, pivot_at, self.rng)
+        flat = self._make_batch(Draw(plan.slots.reshape(-1)), env, run_length=plan.slots.shape[1])
+        return fold(flat, plan, draw.slots, self._weights(draw), burn_in)
+
+    def _draw(self, batch_size: int) -> Draw:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if self.storage.num_added == 0:
@@ -286,7 +310,7 @@ class Replay(ReplayBuffer):
             self.num_uniform_batches += 1
         else:
             self.num_chosen_batches += 1
-        return self._make_batch(draw, env)
+        return draw
 
     def update(self, indices: NDArray[np.int64], td_errors: th.Tensor | NDArray[Any]) -> None:
         """Report the TD errors of a sampled batch; replays that do not care ignore it.
@@ -310,13 +334,14 @@ class Replay(ReplayBuffer):
                 remedy += ", or pass callback=rlopt.agents.ReplayPhaseCallback() to learn() of a Stable-Baselines3 agent"
             warnings.warn(
                 f"{type(self).__name__} got no TD errors in {UNSCORED_DRAWS} draws and samples as if all were equal. {remedy}.",
-                stacklevel=3,
+                stacklevel=4,  # past `_draw` and what called it
             )
 
     def _get_samples(self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> ReplayBatch:  # type: ignore[override]
         return self._make_batch(Draw(np.asarray(batch_inds, np.int64)), env)
 
-    def _make_batch(self, draw: Draw, env: VecNormalize | None) -> ReplayBatch:
+    def _make_batch(self, draw: Draw, env: VecNormalize | None, run_length: int = 1) -> ReplayBatch:
+        """The transitions of a draw; `run_length` neighbours in the batch are of one episode and belong together."""
         slots = draw.slots
         fields = self.storage.gather(slots)
         obs = self.storage.observation(slots, fields)
@@ -324,7 +349,7 @@ class Replay(ReplayBuffer):
         if self.n_steps == 1:
             next_obs = self.storage.next_observation(slots, fields)
             rewards, dones = fields["rewards"], fields["terminated"]  # (B, 1)
-            self._relabel(slots, slots[:, None], obs, next_obs, rewards)
+            self._relabel(slots, slots[:, None], obs, next_obs, rewards, run_length)
             rewards = self._normalize_reward(rewards, env)
         else:
             steps = np.minimum(self.storage.num_steps(slots, "newer", within_episode=True) + 1, self.n_steps)  # (B,)
@@ -333,16 +358,13 @@ class Replay(ReplayBuffer):
             next_obs = self.storage.next_observation(last)
             dones = self.storage.terminated(last)[:, None]
             step_rewards = self.storage.rewards(path)  # (B, n), the last one repeated where the return is shorter
-            self._relabel(slots, path, obs, next_obs, step_rewards)
+            self._relabel(slots, path, obs, next_obs, step_rewards, run_length)
             step_rewards = self._normalize_reward(step_rewards, env)
             assert self.gamma is not None
             powers = np.float32(self.gamma) ** np.arange(self.n_steps, dtype=np.float32)
             used = np.arange(self.n_steps) < steps[:, None]
             rewards = (step_rewards * powers * used).sum(1, keepdims=True, dtype=np.float32)
             discounts = (np.float32(self.gamma) ** steps.astype(np.float32))[:, None]
-        weights = th.ones((len(slots), 1), device=self.device)
-        if draw.weights is not None:
-            weights = self._tensor(draw.weights[:, None])
         return ReplayBatch(
             observations=self._tensors(self._normalize_obs(obs, env)),
             actions=self._tensor(fields["actions"]),
@@ -351,8 +373,14 @@ class Replay(ReplayBuffer):
             rewards=self._tensor(rewards),
             discounts=None if discounts is None else self._tensor(discounts),
             indices=slots,
-            weights=weights,
+            weights=self._weights(draw),
         )
+
+    def _weights(self, draw: Draw) -> th.Tensor:
+        """Importance weights of a draw, (B, 1)."""
+        if draw.weights is None:
+            return th.ones((len(draw.slots), 1), device=self.device)
+        return self._tensor(draw.weights[:, None])
 
     def _relabel(
         self,
@@ -361,6 +389,7 @@ class Replay(ReplayBuffer):
         obs: Observation,
         next_obs: Observation,
         rewards: NDArray[np.float32],
+        run_length: int,
     ) -> None:
         """Change observations and step rewards (B, n) of a batch in place; hindsight replay does."""
 

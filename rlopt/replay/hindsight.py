@@ -155,16 +155,19 @@ class HindsightReplay(Replay):
         obs: Observation,
         next_obs: Observation,
         rewards: NDArray[np.float32],
+        run_length: int,
     ) -> None:
         assert isinstance(obs, dict)
         assert isinstance(next_obs, dict)
         k = self.config.n_sampled_goal
-        chosen = np.flatnonzero(self.rng.random(len(slots)) < k / (k + 1))
-        if len(chosen) == 0:
+        runs = np.flatnonzero(self.rng.random(len(slots) // run_length) < k / (k + 1))
+        if len(runs) == 0:
             return
-        reached = self.storage.next_observation(self._goal_slots(slots[chosen]))
+        # A run has one goal: what is in the future of its last transition is in that of all.
+        reached = self.storage.next_observation(self._goal_slots(slots[runs * run_length + run_length - 1]))
         assert isinstance(reached, dict)
-        goals = reached["achieved_goal"]  # (M, *goal_shape)
+        goals = np.repeat(reached["achieved_goal"], run_length, axis=0)  # (M, *goal_shape)
+        chosen = (runs[:, None] * run_length + np.arange(run_length)).reshape(-1)  # (M,)
         num_steps = path.shape[1]
         achieved = next_obs["achieved_goal"][chosen]  # (M, *goal_shape)
         if num_steps > 1:

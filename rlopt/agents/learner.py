@@ -1,0 +1,123 @@
+"""What all of rlopt's agents share: the choice of their optimizers, and the extra losses of their networks."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch.optim import Optimizer
+
+from rlopt.agents.auxiliary import AuxiliaryLosses
+from rlopt.optim import OptimizerLike, build_optimizer
+
+AnyLearner = TypeVar("AnyLearner", bound="Learner")
+
+
+class Learner(BaseAlgorithm):
+    """Mixin that stands before a Stable-Baselines3 agent.
+
+    With `optimizer` the agent steps with it, at its own learning rates; `learning_rate` is then a schedule of factors, 1 if it is
+    not given.
+
+    Args:
+        *args: As in Stable-Baselines3.
+        optimizer: What `rlopt.optim.build_optimizer` takes; agents with an actor of its own build one for each network, or take a
+            mapping with "actor" and "critic". None: Stable-Baselines3's.
+        aux_loss_coefs: Factors >= 0, by name, of the losses that features extractors have of their own, for extractors with a
+            method `pop_aux_losses` (see `rlopt.agents.auxiliary`). They are added to the loss of the network that the extractor
+            belongs to. Losses without a factor are logged only.
+        **kwargs: As in Stable-Baselines3.
+
+    Raises:
+        ValueError: With `optimizer`: if `learning_rate` is no schedule of factors, if `policy_kwargs` choose an optimizer as
+            well, or if a mapping has other keys. If `aux_loss_coefs` has no effect or a factor outside its range.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        optimizer: OptimizerLike | Mapping[str, OptimizerLike] | None = None,
+        aux_loss_coefs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.optimizer = optimizer
+        self.aux_loss_coefs = aux_loss_coefs
+        self._given = list(inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments)
+        if optimizer is not None and "learning_rate" not in self._given:
+            kwargs["learning_rate"] = 1.0
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def load(cls: type[AnyLearner], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> AnyLearner:
+        """Load a saved agent, as Stable-Baselines3 does; what is given here counts as given to the constructor.
+
+        Args:
+            path: The file.
+            *args: As in Stable-Baselines3.
+            **kwargs: As in Stable-Baselines3.
+
+        Raises:
+            ValueError: As the constructor.
+        """
+        return super().load(path, *args, **kwargs, _given_to_load=list(kwargs))
+
+    def _setup_model(self) -> None:
+        self._given += self.__dict__.pop("_given_to_load", [])
+        self._setup_networks()
+        self._own_rates: dict[Optimizer, list[float]] = {}
+        if self.optimizer is not None:
+            self._check_options()
+            self._build_optimizers()
+        self._aux = AuxiliaryLosses(self.aux_loss_coefs)
+        self._aux.require(self.policy)
+
+    def _setup_networks(self) -> None:
+        """Make what Stable-Baselines3's agent consists of."""
+        super()._setup_model()  # type: ignore[safe-super]  # the agent stands behind this mixin
+
+    def _build_optimizers(self) -> None:
+        """Put the chosen optimizers in the place of Stable-Baselines3's."""
+        raise NotImplementedError
+
+    def _check_options(self) -> None:
+        """Refuse options that do not go with `optimizer`."""
+        # Not the first value, which a warm-up makes small.
+        largest = max(self.lr_schedule(progress) for progress in np.linspace(1.0, 0.0, 1001).tolist())
+        if not np.isclose(largest, 1.0, rtol=0.01):
+            raise ValueError(
+                "learning_rate must be left out or be a schedule of factors, the largest 1, when optimizer is given, got a largest "
+                f"value of {largest:g}: give the optimizer the rate, such as rlopt.optim.Adam(lr={largest:g})."
+            )
+        both = sorted({"optimizer_class", "optimizer_kwargs"} & self.policy_kwargs.keys())
+        if both:
+            raise ValueError(f"policy_kwargs must have no {both[0]} when optimizer is given: drop one of them.")
+
+    def _built(self, chosen: OptimizerLike, module: th.nn.Module) -> Optimizer:
+        optimizer = build_optimizer(chosen, module)
+        self._own_rates[optimizer] = [group["lr"] for group in optimizer.param_groups]
+        return optimizer
+
+    def _update_learning_rate(self, optimizers: list[Optimizer] | Optimizer) -> None:
+        if self.optimizer is None:
+            super()._update_learning_rate(optimizers)
+            return
+        every = optimizers if isinstance(optimizers, list) else [optimizers]
+        factor = self.lr_schedule(self._current_progress_remaining)
+        for optimizer in every:
+            for group, rate in zip(optimizer.param_groups, self._own_rates[optimizer], strict=True):
+                group["lr"] = rate * factor
+        self.logger.record("train/learning_rate", every[0].param_groups[0]["lr"])
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_own_rates", "_aux"]
+
+
+def mean_of(values: list[th.Tensor]) -> float:
+    """Mean of scalar tensors, read from the device once at the end."""
+    return float(np.mean([value.item() for value in values]))
