@@ -116,8 +116,8 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
     """Train and evaluate; the function of the study. Scores are mean (discounted) returns of the deterministic policy.
 
     Args:
-        config: `task`, `agent`, `extractor`, `env_options`, `history`, `total_timesteps`, `num_evaluations`, `eval_episodes`,
-            `device`, and under `options` the hyper-parameters of the agent.
+        config: `environment`, `agent`, `extractor`, `env_options`, `history`, `total_timesteps`, `num_evaluations`,
+            `eval_episodes`, `device`, and under `options` the hyper-parameters of the agent.
         seed: Seed of the agent and its transformer; evaluations use seeds of their own, derived from it.
         folder: Where progress.csv and TensorBoard events go.
     """
@@ -130,7 +130,7 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         num_evaluations=config["num_evaluations"],
         num_episodes=config["eval_episodes"],
         seed=seed,
-        discount=TASKS[config["task"]].discount,
+        discount=TASKS[config["environment"]].discount,
     )
     agent.learn(config["total_timesteps"], callback=evaluation, log_interval=10)
     agent.logger.close()
@@ -138,7 +138,7 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
 
 def make_env(config: Mapping[str, Any], reward_scale: float = 1.0) -> gym.Env[Any, Any]:
     """Return an environment of a configuration that shows histories."""
-    task = TASKS[config["task"]]
+    task = TASKS[config["environment"]]
     env = gym.make(task.env_id, **config["env_options"])
     if reward_scale != 1.0:
         env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * float(reward))
@@ -148,7 +148,9 @@ def make_env(config: Mapping[str, Any], reward_scale: float = 1.0) -> gym.Env[An
 def make_agent(config: Mapping[str, Any], seed: int) -> BaseAlgorithm:
     """Return the agent of a run."""
     options = dict(config["options"])
-    env = make_vec_env(partial(make_env, config, TASKS[config["task"]].reward_scale), n_envs=options.pop("n_envs"), seed=seed)
+    env = make_vec_env(
+        partial(make_env, config, TASKS[config["environment"]].reward_scale), n_envs=options.pop("n_envs"), seed=seed
+    )
     kind = AGENTS[config["agent"]]
     policy = policy_options(config["extractor"], config["history"], seed)
     return kind("MultiInputPolicy", env, policy_kwargs=policy, seed=seed, device=config["device"], **options)

@@ -140,7 +140,7 @@ def make_task(study: MemoryStudy, name: str, agent: str) -> Task:
         history = study.corridor_length + 2
     total_timesteps = task.total_timesteps if study.total_timesteps is None else study.total_timesteps
     config = {
-        "task": name,
+        "environment": name,
         "agent": agent,
         "env_options": env_options,
         "history": history if study.history is None else study.history,

@@ -50,7 +50,8 @@ def expand(folder: Path, tasks: Sequence[Task], variants: Mapping[str, Mapping[s
     In this order the variants progress evenly: a study stopped at any time is a fair comparison of fewer seeds.
 
     Raises:
-        ValueError: If the grid is empty, a name or seed occurs twice, or a config cannot be written as JSON.
+        ValueError: If the grid is empty, a name or seed occurs twice, or a config cannot be written as JSON or has a key that
+            belongs to the study.
     """
     axes = {"tasks": [task.name for task in tasks], "variants": list(variants), "seeds": [str(seed) for seed in seeds]}
     for what, names in axes.items():
@@ -66,7 +67,13 @@ def expand(folder: Path, tasks: Sequence[Task], variants: Mapping[str, Mapping[s
     for seed in seeds:
         for task in tasks:
             for variant, options in variants.items():
-                config = {"task": task.name, "variant": variant, "seed": seed, **task.config, **options}
+                own = {"task": task.name, "variant": variant, "seed": seed}
+                for key in own:
+                    if key in task.config or key in options:
+                        raise ValueError(
+                            f"config of {task.name} / {variant} must have no key {key!r}, which belongs to the study; rename it"
+                        )
+                config = {**own, **task.config, **options}
                 place = folder / folder_name(task.name) / folder_name(variant) / f"seed_{seed}"
                 runs.append(Run(place, plain(config, f"config of {task.name} / {variant}"), task.total_steps))
     if len({run.folder for run in runs}) < len(runs):

@@ -219,6 +219,7 @@ def test_variants_progress_evenly(tmp_path):
         ({"tasks": []}, "tasks must not be empty"),
         ({"baseline": "none"}, "baseline must be one of base, other, got none"),
         ({"variants": {"v": {"f": print}}}, "config of toy/A-v0 / v must hold JSON values only"),
+        ({"variants": {"v": {"seed": 3}}}, "config of toy/A-v0 / v must have no key 'seed', which belongs to the study"),
         ({"variants": {"a/b": {}, "a-b": {}}}, "must differ in more than"),
         ({"variants": {"..": {}}}, "must have a name that can be a folder, got '..'"),
     ],

@@ -1,0 +1,119 @@
+"""The command line of the comparison of policies with memory, its reference scores, and what a run computes."""
+
+import csv
+import json
+
+import _transformer_policy_training as training
+import numpy as np
+import pytest
+import torch
+import transformer_policy as experiment
+from commands import refusal, run
+
+# Changing this list changes the interface that users type: do it deliberately, and tell it in the changelog.
+OPTIONS = [
+    *("--agents", "--corridor-length", "--device", "--eval-episodes", "--extractors", "--help", "--history", "--jobs", "--name"),
+    *("--num-evaluations", "--output", "--preset", "--seeds", "--tasks", "--total-timesteps"),
+]
+
+
+def config(task="tmaze", agent="ppo", extractor="transformer", **changes):
+    found = experiment.make_task(experiment.MemoryStudy(tasks=(task,), agents=(agent,)), task, agent).config
+    return {**found, "extractor": extractor, **changes}
+
+
+def test_option_list(capsys):
+    with pytest.raises(SystemExit):
+        experiment.main(["--help"])
+    words = capsys.readouterr().out.replace("│", " ").replace(",", " ").split()
+    assert sorted({word for word in words if word.startswith("--") and word.strip("-")}) == OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "seeds must be > 0, got 0"),
+        (["--corridor-length", "-1"], "corridor_length must be >= 0, got -1"),
+        (["--extractors", "transfomer"], "got transfomer; did you mean transformer"),
+        (["--tasks", "lqg", "lqg"], "tasks must be different names, got lqg twice"),
+        (["--tasks", "lqg", "--agents", "ppo"], "agents must hold one for lqg (sac, td3), got ppo"),
+        (["--tasks", "lqg", "--agents", "sac", "dqn"], "agents must be able to act in one of the tasks (lqg), got dqn"),
+        (["--tasks", "lqg", "--agents", "sac", "--corridor-length", "3"], "corridor_length has no effect without the task tmaze"),
+        (["--name", "a/b"], "name must be one folder without '/'"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_values_out_of_range_are_refused(capsys, arguments, message):
+    assert message in refusal(experiment.main, arguments, capsys)
+
+
+def test_tasks_are_those_that_agents_can_act_in_with_history_as_long_as_needed():
+    prepared = experiment.prepare(["--corridor-length", "30", "--extractors", "flat", "moe"])
+    assert [task.name for task in prepared["tasks"]] == ["ppo_tmaze", "dqn_tmaze", "sac_lqg"]
+    assert prepared["tasks"][0].config["history"] == 32
+    assert prepared["tasks"][0].config["env_options"] == {"corridor_length": 30}
+    assert prepared["baseline"] == "flat"
+    assert "corridor_length=30" in prepared["folder"].name
+
+
+def test_reference_scores_of_the_maze_are_known():
+    assert training.reference_scores("tmaze", {"corridor_length": 4}) == (0.0, 1.0)
+    assert training.reference_scores("cartpole", {}) == (None, None)
+
+
+def test_reference_scores_of_lqg_are_near_their_expectations(monkeypatch):
+    # Discounted costs of 200 steps leave out the rest, a share of 0.99^200 = 0.13 where the cost is about constant.
+    monkeypatch.setattr(training, "_REFERENCE_EPISODES", 100)
+    low, high = training.reference_scores("lqg", {})
+    assert -13.0 < high < -8.0  # -10.67 without end
+    assert low < 5 * high
+
+
+@pytest.mark.parametrize("extractor", training.EXTRACTORS)
+def test_every_extractor_acts_on_histories(extractor):
+    agent = training.make_agent(config(extractor=extractor), seed=0)
+    obs = agent.get_env().reset()
+    assert obs["observations"].shape[:2] == (16, 12)
+    first = agent.predict(obs, deterministic=True)[0]
+    assert first.shape == (16,)
+    # Only the memoryless policy does not see the past.
+    tensors = {name: torch.as_tensor(part) for name, part in obs.items()}
+    changed = {**tensors, "observations": tensors["observations"].clone(), "valid": torch.ones_like(tensors["valid"])}
+    features = agent.policy.extract_features(changed, agent.policy.features_extractor)
+    changed["observations"][:, :-1] += 1.0
+    others = agent.policy.extract_features(changed, agent.policy.features_extractor)
+    assert torch.allclose(features, others) == (extractor == "memoryless")
+
+
+def test_rewards_to_learn_from_are_scaled_and_scores_are_not():
+    plain, scaled = training.make_env(config("lqg", "sac")), training.make_env(config("lqg", "sac"), reward_scale=0.1)
+    rewards = []
+    for env in (plain, scaled):
+        env.reset(seed=0)
+        rewards.append(env.step(np.zeros(1, np.float32))[1])
+    assert rewards[1] == pytest.approx(0.1 * rewards[0])
+
+
+def test_run_writes_scores(tmp_path):
+    options = {"n_envs": 2, "n_steps": 16, "batch_size": 16, "n_epochs": 1}
+    training.train(config(total_timesteps=64, num_evaluations=2, eval_episodes=3, options=options), 0, tmp_path)
+    with (tmp_path / "evaluations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [32, 64]
+    assert all(-1.0 <= float(row["score"]) <= 1.0 for row in rows)
+
+
+@pytest.mark.slow
+def test_transformer_solves_a_maze_that_a_policy_without_memory_cannot(tmp_path):
+    arguments = ["--preset", "quick", "--seeds", "1", "--output", str(tmp_path), "--name", "maze", "--jobs", "2"]
+    status, output = run("transformer_policy.py", *arguments)
+    assert status == 0, output
+    scores = {}
+    for extractor in ("memoryless", "transformer"):
+        folder = tmp_path / "maze" / "ppo_tmaze" / extractor / "seed_0"
+        assert json.loads((folder / "config.json").read_text())
+        with (folder / "evaluations.csv").open() as file:
+            scores[extractor] = float(list(csv.DictReader(file))[-1]["score"])
+    assert scores["transformer"] >= 0.9
+    assert abs(scores["memoryless"]) <= 0.5
+    assert (tmp_path / "maze" / "report.html").exists()
