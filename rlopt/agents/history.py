@@ -100,12 +100,12 @@ class _Histories:
 class HistoryWrapper(gym.Wrapper[HistoryObs, Any, Any, Any], RecordConstructorArgs):
     """Makes the last `length` observations of the episode one observation, a Dict.
 
-    | key                | shape               | meaning                                                                     |
-    | ------------------ | ------------------- | --------------------------------------------------------------------------- |
-    | `observations`     | (length, *shape)    | the newest last                                                             |
-    | `valid`            | (length,) int8      | 1 where there was an observation, 0 before the episode began                |
-    | `previous_actions` | (length, *shape)    | the action that led to the observation                                      |
-    | `previous_rewards` | (length,) float32   | the reward that came with the observation                                   |
+    With K = `length`, its keys are:
+
+    * `observations`, (K, ...): the observations, the newest last.
+    * `valid`, (K,) int8: 1 where there was an observation, 0 before the episode began.
+    * `previous_actions`, (K, ...): the actions that led to the observations.
+    * `previous_rewards`, (K,) float32: the rewards that came with the observations.
 
     Where `valid` is 0, everything is 0; so are action and reward of the first observation of an episode. Numbers of a finite set
     are one-hot vectors of float32 (MultiDiscrete: one after another), everything else keeps shape and dtype.

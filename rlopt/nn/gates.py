@@ -36,7 +36,7 @@ class GRUGate(nn.Module):
         bias: Initial value of the bias (paper: 2).
         generator: Draws the six matrices, uniform in +- sqrt(3 / width) (each keeps the variance of its input; ours).
 
-    The matrices are parameters and not `nn.Linear`s: Stable-Baselines3 would give those other initial weights.
+    The matrices are parameters and not of type `nn.Linear`: Stable-Baselines3 would give those other initial weights.
 
     Shape: x and y (..., width) to (..., width).
 

@@ -120,7 +120,7 @@ class TopKMLP(nn.Module):
         base: Activation function, see `TopKActivation`.
         seed: Seed of the initial weights: normal with variance 1 / width in K and 1 / hidden_width in V.
 
-    The weights are parameters and not `nn.Linear`s: Stable-Baselines3 would give those other initial weights.
+    The weights are parameters and not of type `nn.Linear`: Stable-Baselines3 would give those other initial weights.
 
     Shape: (..., width) to the same, dtype of the input.
 

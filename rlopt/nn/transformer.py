@@ -99,8 +99,8 @@ class Transformer(nn.Module):
 
     The form is that of nanoGPT, pre-norm layers without biases, unless the configuration says otherwise. With a
     `ScaleInvariantConfig` the inputs (degree 1 in the scale of the weights) pass a normalisation with gain and bias (1) and a
-    linear map without bias (2), then `ScaleInvariantBlock`s (2), then a normalisation without parameters (0); the way from the
-    inputs to the layers could not be read in the paper, this one keeps the degrees right.
+    linear map without bias (2), then layers `ScaleInvariantBlock` (2), then a normalisation without parameters (0); the way from
+    the inputs to the layers could not be read in the paper, this one keeps the degrees right.
 
     Inputs may be padded anywhere: positions are counted from the first valid token of a row, padding is never attended to nor
     routed, and the output there has no meaning.

@@ -116,7 +116,7 @@ class TopKMLPConfig:
     """Only the largest activations of a token pass; see `TopKMLP`."""
 
     k: int | None = None
-    """How many, in [1, hidden_width]; None: a sixteenth of the hidden layer."""
+    """How many, > 0, at most the size of the hidden layer; None: a sixteenth of it."""
 
 
 @dataclass(frozen=True)
