@@ -86,7 +86,7 @@ OPTIMIZERS: dict[str, Choice] = {
     "muon": Choice(Muon(weight_decay=0.0, precision="float32"), 1e-2, 1e-2, 1e-2),
     "soap": Choice(Soap(weight_decay=0.0), 3e-3, 1e-3, 1e-3),
     "shampoo": Choice(Shampoo(), 0.3, 0.1, 0.1),
-    "kfac": Choice(Kfac(damping=0.1), 1e-2, 1e-2, 1e-2),
+    "kfac": Choice(Kfac(damping=0.1, kl_clip=None), 1e-2, 1e-2, 1e-2),  # as measured: without a limit on the step
     "agc": Choice(Agc(base=Sgd(momentum=0.9)), 0.1, 1e-2, 1e-2),
     "sam": Choice(Sam(base=Adam()), 2.3e-3, 1e-3, 1e-3),
     "lbfgs": Choice(LBFGS(max_iter=4, history_size=10, line_search="strong_wolfe"), 1.0, 1.0, 1.0),
