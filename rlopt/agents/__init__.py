@@ -6,6 +6,7 @@ from rlopt.agents.dqn import DQN
 from rlopt.agents.history import HistoryWrapper, VecHistory
 from rlopt.agents.ppo import PPO
 from rlopt.agents.sac import SAC
+from rlopt.agents.sequence_learning import SequenceLearning
 from rlopt.agents.td3 import TD3
 from rlopt.agents.td_errors import td_error
 from rlopt.agents.transformer_extractor import TransformerExtractor
@@ -20,6 +21,7 @@ __all__ = [
     "GymnasiumVecEnv",
     "HistoryWrapper",
     "ReplayPhaseCallback",
+    "SequenceLearning",
     "TransformerExtractor",
     "VecHistory",
     "td_error",

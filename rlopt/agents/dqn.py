@@ -55,13 +55,12 @@ class DQN(OffPolicyLearner, SB3DQN):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
-        assert self.replay_buffer is not None
         self._begin_phase(gradient_steps)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         values = []
         for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            batch = self._sample(batch_size)
             target = dqn_target(self, batch)
             evaluate = partial(self._evaluate, batch, target)
             loss, q = take_step(self.policy.optimizer, evaluate, self.max_grad_norm)

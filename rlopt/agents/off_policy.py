@@ -16,6 +16,15 @@ from stable_baselines3.common.type_aliases import GymEnv
 from rlopt.agents.diagnostics import ReplayDiagnostics
 from rlopt.agents.learner import Learner
 from rlopt.agents.optimizing import trained_part
+from rlopt.agents.sequence_learning import (
+    LearnedSteps,
+    SequenceLearning,
+    StepStore,
+    check_networks,
+    check_replay,
+    counted_steps,
+    step_space,
+)
 from rlopt.agents.td_errors import td_error
 from rlopt.replay import HindsightReplay, Replay, UniformReplay
 
@@ -27,9 +36,27 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
     * `n_steps` and `gamma` of the agent reach the replay; a replay with another gamma is refused.
     * The replay's generator is spawned from the agent's seed.
     * Buffers that are not rlopt's work as in Stable-Baselines3, without weights and reports.
+    * With `sequences` it learns from sequences of steps instead of transitions.
 
-    Arguments and errors are those of `rlopt.agents.learner.Learner`.
+    Args:
+        *args: As in `rlopt.agents.learner.Learner`.
+        sequences: See `SequenceLearning`; None: learn from transitions.
+        **kwargs: As in `rlopt.agents.learner.Learner`.
+
+    Raises:
+        ValueError: As `rlopt.agents.learner.Learner`; with `sequences` if observations are no histories, or for a replay, an
+            `n_steps`, a `VecNormalize` or a network that does not go with it.
     """
+
+    def __init__(self, *args: Any, sequences: SequenceLearning | None = None, **kwargs: Any) -> None:
+        self.sequences = sequences
+        super().__init__(*args, **kwargs)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.sequences is not None:
+            check_replay(self.replay_buffer, self.n_steps, self._vec_normalize_env)
+            check_networks(self.policy, self.sequences)
 
     def _build_optimizers(self) -> None:
         """Make the optimizers of an agent with an actor."""
@@ -71,7 +98,7 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
             options.setdefault("env", self.env)
         return replay_class(
             self.buffer_size,
-            self.observation_space,
+            self.observation_space if self.sequences is None else step_space(self.observation_space),
             self.action_space,
             device=self.device,
             n_envs=self.n_envs,
@@ -97,8 +124,27 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
                 env=self._vec_normalize_env,
             )
 
+    def _store_transition(self, replay_buffer: Any, *args: Any, **kwargs: Any) -> None:
+        if self.sequences is not None:
+            replay_buffer = StepStore(replay_buffer)
+        super()._store_transition(replay_buffer, *args, **kwargs)
+
+    def _sample(self, batch_size: int) -> Any:
+        """Draw what the next update learns from: a batch of transitions."""
+        replay: Any = self.replay_buffer
+        if self.sequences is None:
+            return replay.sample(batch_size, env=self._vec_normalize_env)
+        chosen = self.sequences
+        return counted_steps(
+            replay.sample_sequences(
+                batch_size, chosen.length, chosen.burn_in, env=self._vec_normalize_env, pivot_at=chosen.pivot_at
+            )
+        )
+
     def _report(self, batch: Any, td_errors: th.Tensor) -> None:
         """Give the replay the TD errors of a batch that was just learned from."""
+        if isinstance(batch, LearnedSteps):
+            batch, td_errors = batch.sequences, batch.of_pivots(td_errors)
         if isinstance(self.replay_buffer, Replay):
             self.replay_buffer.update(batch.indices, td_errors)
             self._diagnostics.note(self.replay_buffer, batch, td_errors)

@@ -50,7 +50,6 @@ class SAC(OffPolicyLearner, SB3SAC):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
-        assert self.replay_buffer is not None
         self._begin_phase(gradient_steps)
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
@@ -59,7 +58,7 @@ class SAC(OffPolicyLearner, SB3SAC):
         self._update_learning_rate(optimizers)
         ent_coef_values, actor_values, critic_values, ent_coefs = [], [], [], []
         for gradient_step in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            batch = self._sample(batch_size)
             draw = repeatable(partial(self._draw_actions, batch), self.actor.optimizer)
             drawn = draw()
             log_prob = drawn[1]

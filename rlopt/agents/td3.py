@@ -39,14 +39,13 @@ class TD3(OffPolicyLearner, SB3TD3):
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
-        assert self.replay_buffer is not None
         self._begin_phase(gradient_steps)
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
         actor_values, critic_values = [], []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            batch = self._sample(batch_size)
             target = td3_target(self, batch)
             critic_loss, q = take_step(self.critic.optimizer, partial(self._evaluate_critic, batch, target))
             critic_values.append(critic_loss)

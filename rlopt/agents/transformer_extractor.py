@@ -117,11 +117,16 @@ class TransformerExtractor(BaseFeaturesExtractor):
         self._aux_losses: dict[str, th.Tensor] = {}
 
     def forward(self, observations: Any) -> th.Tensor:
-        """Features (B, features_dim)."""
+        """Features (B, features_dim), or of the wanted steps of sequences (N, features_dim), see `SequenceLearning`."""
         tokens, valid = self.tokens(observations)
+        wanted: th.Tensor | None = None
+        if valid is not None and valid.ndim == 3:
+            valid, wanted = valid.unbind(dim=-1)  # (B, L, 2) -> two (B, L)
         out: TransformerOutput = self.transformer(tokens, valid)
         if self.training:
             self._aux_losses = out.aux_losses
+        if wanted is not None:
+            return out.output[wanted]  # (B, L, W) -> (N, W)
         if self.pooling == "last":
             return out.output[:, -1]  # the newest step is always valid
         if valid is None:
@@ -143,6 +148,29 @@ class TransformerExtractor(BaseFeaturesExtractor):
             part = named[name].float()
             tokens.append(tokenizer(part if isinstance(tokenizer, ImagePatchTokenizer) else part.flatten(1)))
         return th.cat(tokens, dim=1), None
+
+    def check_sequences(self, num_steps: int) -> None:
+        """Refuse to learn from sequences of which `num_steps` steps are seen at once, if set up for something else.
+
+        Raises:
+            ValueError: If observations are no histories or shorter ones, if the features are a mean over steps, or with learned
+                positions.
+        """
+        config = self.transformer.config
+        if not self.is_history:
+            raise ValueError("tokenizer must be 'history' with sequences.")
+        if self.pooling != "last":
+            raise ValueError(f"pooling must be 'last' with sequences, got {self.pooling!r}.")
+        if self.num_tokens < num_steps:
+            raise ValueError(
+                f"sequences must have burn_in + length + 1 at most the {self.num_tokens} steps of a history, got {num_steps}: give "
+                "the HistoryWrapper a larger length, or take shorter sequences."
+            )
+        if isinstance(config, ScaleInvariantConfig) or config.positions == "learned":
+            raise ValueError(
+                "transformer.positions must be 'rotary' or 'none' with sequences, got learned ones: an agent acts at the last "
+                "position of its history, which sequences seldom or never learn."
+            )
 
     def pop_aux_losses(self) -> dict[str, th.Tensor]:
         """Auxiliary losses of the latest forward pass in training mode, unscaled; the call forgets them."""
