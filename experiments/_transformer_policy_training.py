@@ -17,10 +17,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import rlopt_envs  # registers its environments
 from rlopt import agents
-from rlopt.agents import HistoryWrapper, TransformerExtractor
+from rlopt.agents import HistoryWrapper, SequenceLearning, TransformerExtractor
 from rlopt.nn import (
     FavorAttentionConfig,
     LinearAttentionConfig,
@@ -37,7 +39,7 @@ _REFERENCE_EPISODES = 200
 
 
 class NewestStep(BaseFeaturesExtractor):
-    """The newest observation of a history, nothing else: features of a policy without memory."""
+    """The newest observation of a history, or those of the wanted steps of sequences: features of a policy without memory."""
 
     def __init__(self, observation_space: gym.spaces.Dict) -> None:
         shape = cast(tuple[int, ...], observation_space["observations"].shape)
@@ -45,17 +47,22 @@ class NewestStep(BaseFeaturesExtractor):
 
     def forward(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Features (B, size of an observation)."""
-        return observations["observations"][:, -1].flatten(1)
+        steps, valid = observations["observations"], observations["valid"]
+        newest = steps[:, -1] if valid.ndim == 2 else steps[valid[..., 1] > 0.5]
+        return newest.flatten(1)
+
+    def check_sequences(self, num_steps: int) -> None:
+        """Nothing stands against sequences, see `rlopt.agents.SequenceLearning`."""
 
 
-_BASE = TransformerConfig(width=64, num_layers=1, num_heads=4)
+_BASE = TransformerConfig(width=64, num_layers=1, num_heads=4, positions="rotary")
 
 # Name -> transformer of `TransformerExtractor`; None: an extractor of its own, see `policy_options`.
 EXTRACTORS: dict[str, TransformerConfig | None] = {
     "memoryless": None,
     "flat": None,
     "transformer": _BASE,
-    "gtrxl": replace(_BASE, gating="gru", positions="rotary"),
+    "gtrxl": replace(_BASE, gating="gru"),
     "favor": replace(_BASE, attention=FavorAttentionConfig(kind="favor+")),
     "linear": replace(_BASE, attention=LinearAttentionConfig()),
     "tree": replace(_BASE, attention=TreeAttentionConfig(height=1)),
@@ -63,7 +70,23 @@ EXTRACTORS: dict[str, TransformerConfig | None] = {
     "moe": replace(_BASE, moe=MoEConfig(num_experts=4, every=1)),
 }
 
-AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {"ppo": agents.PPO, "dqn": agents.DQN, "td3": agents.TD3, "sac": agents.SAC}
+# With "_sequences": the agent learns from sequences of steps instead of transitions between histories.
+AGENTS: dict[str, Callable[..., BaseAlgorithm]] = {
+    "ppo": agents.PPO,
+    "dqn": agents.DQN,
+    "dqn_sequences": agents.DQN,
+    "td3": agents.TD3,
+    "td3_sequences": agents.TD3,
+    "sac": agents.SAC,
+    "sac_sequences": agents.SAC,
+}
+# Extractors that cannot look at all steps of a sequence at once.
+NOT_FOR_SEQUENCES = ("flat",)
+
+
+def learns_from_sequences(agent: str) -> bool:
+    """Whether an agent of this name does."""
+    return agent.endswith("_sequences")
 
 
 @dataclass(frozen=True)
@@ -76,9 +99,12 @@ class MemoryTask:
         history: Observations that agents see.
         include_actions: Whether they see the actions between them as well.
         total_timesteps: Steps of a run.
-        agents: Agents that can act in it -> hyper-parameters, "n_envs" among them.
+        agents: Agents that can act in it -> hyper-parameters. Besides those of the class: `n_envs`; `log_std_init` of the policy;
+            `decay`, whether the learning rate falls to 0; `normalize_rewards`, by the deviation of returns (`VecNormalize`);
+            `burn_in` of sequences, whose other steps are as many as a history allows.
         discount: Of the score.
-        reward_scale: Factor of the rewards that agents learn from; scores are unscaled.
+        least_reward: Of a step, for the agent: smaller rewards are this one while it learns, so that a start far from the optimum
+            does not make all later differences small. Scores have all rewards in full.
     """
 
     env_id: str
@@ -88,27 +114,33 @@ class MemoryTask:
     agents: dict[str, dict[str, Any]]
     include_actions: bool = False
     discount: float = 1.0
-    reward_scale: float = 1.0
+    least_reward: float = -np.inf
 
 
 _PPO = {"n_envs": 16, "n_steps": 64, "batch_size": 256, "n_epochs": 4, "learning_rate": 1e-3, "ent_coef": 0.01}
+_PPO_LQG = {
+    "n_envs": 16, "n_steps": 200, "batch_size": 800, "n_epochs": 5, "learning_rate": 1e-3, "decay": True, "log_std_init": -0.7,
+    "normalize_rewards": True,
+}  # fmt: skip
 _DQN = {
     "n_envs": 1, "learning_rate": 1e-3, "learning_starts": 500, "train_freq": 4, "gradient_steps": 1, "batch_size": 64,
     "target_update_interval": 200, "exploration_fraction": 0.5, "buffer_size": 20_000,
 }  # fmt: skip
+_DQN_SEQUENCES = {**_DQN, "batch_size": 16, "burn_in": 0}
 _SAC = {
     "n_envs": 1, "learning_rate": 1e-3, "learning_starts": 500, "train_freq": 1, "gradient_steps": 1, "batch_size": 128,
     "buffer_size": 50_000,
 }  # fmt: skip
+_SAC_SEQUENCES = {**_SAC, "batch_size": 32, "burn_in": 3}
+_CONTINUOUS = {"sac": _SAC, "td3": _SAC, "sac_sequences": _SAC_SEQUENCES, "td3_sequences": _SAC_SEQUENCES}
+_DISCRETE = {"ppo": _PPO, "dqn": _DQN, "dqn_sequences": _DQN_SEQUENCES}
 
 # Hyper-parameters were chosen by single runs of the transformer.
 TASKS: dict[str, MemoryTask] = {
-    "tmaze": MemoryTask("rlopt/TMaze-v0", {"corridor_length": 10}, 12, 30_000, {"ppo": _PPO, "dqn": _DQN}),
-    "cartpole": MemoryTask("rlopt/CartPoleNoVelocity-v0", {}, 8, 50_000, {"ppo": _PPO, "dqn": _DQN}),
-    "pendulum": MemoryTask("rlopt/PendulumNoVelocity-v0", {}, 8, 15_000, {"sac": _SAC, "td3": _SAC}),
-    "lqg": MemoryTask(
-        "rlopt/LQG-v0", {}, 16, 10_000, {"sac": _SAC, "td3": _SAC}, include_actions=True, discount=0.99, reward_scale=0.1
-    ),
+    "tmaze": MemoryTask("rlopt/TMaze-v0", {"corridor_length": 10}, 12, 30_000, _DISCRETE),
+    "cartpole": MemoryTask("rlopt/CartPoleNoVelocity-v0", {}, 8, 50_000, _DISCRETE),
+    "pendulum": MemoryTask("rlopt/PendulumNoVelocity-v0", {}, 8, 15_000, _CONTINUOUS),
+    "lqg": MemoryTask("rlopt/LQG-v0", {}, 16, 160_000, {"ppo": _PPO_LQG}, include_actions=True, discount=0.99, least_reward=-2.0),
 }
 
 
@@ -136,23 +168,31 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
     agent.logger.close()
 
 
-def make_env(config: Mapping[str, Any], reward_scale: float = 1.0) -> gym.Env[Any, Any]:
-    """Return an environment of a configuration that shows histories."""
+def make_env(config: Mapping[str, Any], least_reward: float = -np.inf) -> gym.Env[Any, Any]:
+    """Return an environment of a configuration that shows histories, and no rewards below `least_reward`."""
     task = TASKS[config["environment"]]
     env = gym.make(task.env_id, **config["env_options"])
-    if reward_scale != 1.0:
-        env = gym.wrappers.TransformReward(env, lambda reward: reward_scale * float(reward))
+    if np.isfinite(least_reward):
+        env = gym.wrappers.TransformReward(env, lambda reward: max(float(reward), least_reward))
     return HistoryWrapper(env, config["history"], include_actions=task.include_actions)
 
 
 def make_agent(config: Mapping[str, Any], seed: int) -> BaseAlgorithm:
     """Return the agent of a run."""
     options = dict(config["options"])
-    env = make_vec_env(
-        partial(make_env, config, TASKS[config["environment"]].reward_scale), n_envs=options.pop("n_envs"), seed=seed
-    )
-    kind = AGENTS[config["agent"]]
+    least_reward = TASKS[config["environment"]].least_reward
+    env: VecEnv = make_vec_env(partial(make_env, config, least_reward), n_envs=options.pop("n_envs"), seed=seed)
+    if options.pop("normalize_rewards", False):
+        env = VecNormalize(env, norm_obs=False, clip_reward=np.inf, gamma=options.get("gamma", 0.99))
     policy = policy_options(config["extractor"], config["history"], seed)
+    if "log_std_init" in options:
+        policy["log_std_init"] = options.pop("log_std_init")
+    if options.pop("decay", False):
+        options["learning_rate"] = LinearSchedule(options["learning_rate"], 0.0, 1.0)
+    if learns_from_sequences(config["agent"]):
+        burn_in = options.pop("burn_in")
+        options["sequences"] = SequenceLearning(config["history"] - 1 - burn_in, burn_in)
+    kind = AGENTS[config["agent"]]
     return kind("MultiInputPolicy", env, policy_kwargs=policy, seed=seed, device=config["device"], **options)
 
 

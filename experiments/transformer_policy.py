@@ -8,7 +8,7 @@ goes on where it stopped, and more seeds or extractors can be added later under 
 Examples:
     python experiments/transformer_policy.py --preset quick
     python experiments/transformer_policy.py --tasks tmaze --agents ppo dqn --corridor-length 30 --seeds 10
-    python experiments/transformer_policy.py --tasks lqg --agents sac --extractors memoryless flat transformer gtrxl
+    python experiments/transformer_policy.py --tasks lqg --agents ppo --extractors memoryless flat transformer gtrxl
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from _checks import check_device, hint
 from _command import parse_with_presets, run_command
-from _transformer_policy_training import AGENTS, EXTRACTORS, TASKS, reference_scores
+from _transformer_policy_training import AGENTS, EXTRACTORS, NOT_FOR_SEQUENCES, TASKS, learns_from_sequences, reference_scores
 from tyro.conf import arg
 
 from rlopt.study import Task
@@ -39,8 +39,9 @@ class MemoryStudy:
     tasks: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ("tmaze", "lqg")
     """Tasks: tmaze (a cue in the first observation says what to do in the last), cartpole and pendulum without velocities, lqg
     (noisy positions of a mass that is pushed)."""
-    agents: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ("ppo", "dqn", "sac")
-    """Agents, each in the tasks that it can act in: ppo and dqn (tmaze, cartpole), td3 and sac (pendulum, lqg)."""
+    agents: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ("ppo", "dqn")
+    """Agents, each in the tasks that it can act in: ppo (tmaze, cartpole, lqg), dqn (tmaze, cartpole), td3 and sac (pendulum);
+    dqn_sequences, td3_sequences and sac_sequences learn from sequences of steps instead of transitions between histories."""
     extractors: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ("memoryless", "flat", "transformer")
     """What looks at the history: memoryless (an MLP on the newest observation), flat (an MLP on all of them), transformer (exact
     attention), gtrxl (with its gates and rotary positions), favor, linear, tree (other attention), topk, moe (other layers). The
@@ -89,6 +90,11 @@ class MemoryStudy:
             if not set(self.agents) & TASKS[task].agents.keys():
                 raise ValueError(f"agents must hold one for {task} ({', '.join(TASKS[task].agents)}), got {', '.join(self.agents)}")
         for agent in self.agents:
+            impossible = sorted(set(self.extractors) & set(NOT_FOR_SEQUENCES))
+            if learns_from_sequences(agent) and impossible:
+                raise ValueError(
+                    f"extractors must not hold {impossible[0]} with {agent}: it cannot look at sequences; drop one of them"
+                )
             if not any(agent in TASKS[task].agents for task in self.tasks):
                 raise ValueError(f"agents must be able to act in one of the tasks ({', '.join(self.tasks)}), got {agent}")
 
@@ -138,12 +144,16 @@ def make_task(study: MemoryStudy, name: str, agent: str) -> Task:
     if name == "tmaze" and study.corridor_length is not None:
         env_options["corridor_length"] = study.corridor_length
         history = study.corridor_length + 2
+    history = history if study.history is None else study.history
+    least = task.agents[agent].get("burn_in", -1) + 2
+    if history < least:
+        raise ValueError(f"history must be at least {least} with {agent} in {name}, got {history}")
     total_timesteps = task.total_timesteps if study.total_timesteps is None else study.total_timesteps
     config = {
         "environment": name,
         "agent": agent,
         "env_options": env_options,
-        "history": history if study.history is None else study.history,
+        "history": history,
         "total_timesteps": total_timesteps,
         "num_evaluations": study.num_evaluations,
         "eval_episodes": study.eval_episodes,

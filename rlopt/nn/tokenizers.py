@@ -116,7 +116,8 @@ class StepTokenizer(nn.Module):
     Args:
         size: Numbers of a step.
         width: Size of a token.
-        generator: Draws the weights, normal with variance 1 / size; the bias is 0.
+        generator: Draws the weights, normal with variance 1 / size, and the bias, uniform in +- 1: beside it the size of x_t still
+            counts when a transformer normalises its tokens.
 
     Shape: (B, L, size) to (B, L, width).
 
@@ -128,7 +129,7 @@ class StepTokenizer(nn.Module):
     def __init__(self, size: int, width: int, *, generator: torch.Generator) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, width).normal_(std=size**-0.5, generator=generator))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-1.0, 1.0, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
         """Make the tokens."""

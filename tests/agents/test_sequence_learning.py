@@ -121,7 +121,8 @@ def test_td_errors_of_pivots_reach_the_replay() -> None:
     seen: list[Any] = []
     replay.update = lambda indices, td_errors: seen.append((indices, td_errors.tolist()))
     agent._report(batch, errors)
-    assert seen[0][0] is batch.sequences.indices and seen[0][1] == expected
+    assert seen[0][0] is batch.sequences.indices
+    assert seen[0][1] == expected
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -245,10 +246,10 @@ def test_what_does_not_go_with_sequences_is_refused(options: dict[str, Any], wor
 def test_other_observations_are_refused() -> None:
     with pytest.raises(ValueError, match="needs observations of a HistoryWrapper or VecHistory"):
         DQN("MlpPolicy", "CartPole-v1", sequences=SequenceLearning())
+    env = VecNormalize(make_vec_env(make_env), norm_obs_keys=["observations"])
     with pytest.raises(ValueError, match="norm_obs=False"):
-        env = VecNormalize(make_vec_env(make_env), norm_obs_keys=["observations"])
         DQN("MultiInputPolicy", env, sequences=SequenceLearning(length=4), policy_kwargs=policy_kwargs())
-    with pytest.raises(ValueError, match="HindsightReplay|goal"):
+    with pytest.raises(ValueError, match="goal"):
         make_dqn(replay_buffer_class=HindsightReplay)
 
 
@@ -271,7 +272,8 @@ def test_rewards_can_be_normalised() -> None:
     agent = DQN("MultiInputPolicy", env, sequences=SequenceLearning(length=4), **options)
     agent.learn(50)
     raw = agent.replay_buffer._get_samples(np.arange(40)).rewards.abs().max()  # type: ignore[union-attr]
-    assert raw == 1.0 and agent._sample(64).rewards.abs().max() != 1.0
+    assert raw == 1.0
+    assert agent._sample(64).rewards.abs().max() != 1.0
 
 
 def test_counted_steps_share_one_row_of_steps() -> None:

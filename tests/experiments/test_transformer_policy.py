@@ -18,7 +18,8 @@ OPTIONS = [
 
 
 def config(task="tmaze", agent="ppo", extractor="transformer", **changes):
-    found = experiment.make_task(experiment.MemoryStudy(tasks=(task,), agents=(agent,)), task, agent).config
+    study = experiment.MemoryStudy(tasks=(task,), agents=(agent,), extractors=(extractor,))
+    found = experiment.make_task(study, task, agent).config
     return {**found, "extractor": extractor, **changes}
 
 
@@ -36,9 +37,14 @@ def test_option_list(capsys):
         (["--corridor-length", "-1"], "corridor_length must be >= 0, got -1"),
         (["--extractors", "transfomer"], "got transfomer; did you mean transformer"),
         (["--tasks", "lqg", "lqg"], "tasks must be different names, got lqg twice"),
-        (["--tasks", "lqg", "--agents", "ppo"], "agents must hold one for lqg (sac, td3), got ppo"),
-        (["--tasks", "lqg", "--agents", "sac", "dqn"], "agents must be able to act in one of the tasks (lqg), got dqn"),
-        (["--tasks", "lqg", "--agents", "sac", "--corridor-length", "3"], "corridor_length has no effect without the task tmaze"),
+        (["--tasks", "lqg", "--agents", "sac"], "agents must hold one for lqg (ppo), got sac"),
+        (["--tasks", "lqg", "--agents", "ppo", "dqn"], "agents must be able to act in one of the tasks (lqg), got dqn"),
+        (["--tasks", "lqg", "--agents", "ppo", "--corridor-length", "3"], "corridor_length has no effect without the task tmaze"),
+        (["--agents", "dqn_sequences", "--tasks", "tmaze"], "extractors must not hold flat with dqn_sequences"),
+        (
+            ["--agents", "sac_sequences", "--tasks", "pendulum", "--extractors", "moe", "--history", "4"],
+            "history must be at least 5 with sac_sequences in pendulum, got 4",
+        ),
         (["--name", "a/b"], "name must be one folder without '/'"),
         (["--device", "abacus"], "abacus"),
     ],
@@ -49,7 +55,7 @@ def test_values_out_of_range_are_refused(capsys, arguments, message):
 
 def test_tasks_are_those_that_agents_can_act_in_with_history_as_long_as_needed():
     prepared = experiment.prepare(["--corridor-length", "30", "--extractors", "flat", "moe"])
-    assert [task.name for task in prepared["tasks"]] == ["ppo_tmaze", "dqn_tmaze", "sac_lqg"]
+    assert [task.name for task in prepared["tasks"]] == ["ppo_tmaze", "dqn_tmaze", "ppo_lqg"]
     assert prepared["tasks"][0].config["history"] == 32
     assert prepared["tasks"][0].config["env_options"] == {"corridor_length": 30}
     assert prepared["baseline"] == "flat"
@@ -86,12 +92,47 @@ def test_every_extractor_acts_on_histories(extractor):
 
 
 def test_rewards_to_learn_from_are_scaled_and_scores_are_not():
-    plain, scaled = training.make_env(config("lqg", "sac")), training.make_env(config("lqg", "sac"), reward_scale=0.1)
-    rewards = []
-    for env in (plain, scaled):
+    agent = training.make_agent(config("lqg", "ppo"), seed=0)
+    env = agent.get_env()
+    env.reset()
+    for _ in range(3):
+        rewards = env.step(np.ones((16, 1), np.float32))[1]
+    raw = env.get_original_reward()
+    np.testing.assert_allclose(rewards, raw / np.sqrt(env.ret_rms.var + 1e-8))
+
+
+def test_small_rewards_are_bounded_for_the_agent_and_not_in_scores():
+    rewards = {}
+    for bound in (-np.inf, -2.0):
+        env = training.make_env(config("lqg", "ppo"), bound)
         env.reset(seed=0)
-        rewards.append(env.step(np.zeros(1, np.float32))[1])
-    assert rewards[1] == pytest.approx(0.1 * rewards[0])
+        rewards[bound] = [env.step(np.full(1, 5.0, np.float32))[1] for _ in range(20)]
+    assert min(rewards[-np.inf]) < -2.0 < max(rewards[-np.inf])
+    np.testing.assert_array_equal(rewards[-2.0], np.maximum(rewards[-np.inf], -2.0))
+    agent = training.make_agent(config("lqg", "ppo"), seed=0)
+    agent.get_env().reset()
+    for _ in range(20):
+        agent.get_env().step(np.full((16, 1), 5.0, np.float32))
+    assert agent.get_env().get_original_reward().min() == -2.0
+
+
+@pytest.mark.parametrize(
+    ("task", "agent", "length"),
+    [("tmaze", "dqn_sequences", 11), ("pendulum", "sac_sequences", 4), ("pendulum", "td3_sequences", 4)],
+)
+@pytest.mark.parametrize("extractor", ["memoryless", "gtrxl"])
+def test_sequences_are_as_long_as_the_history_allows(task, agent, length, extractor):
+    made = training.make_agent(config(task, agent, extractor), seed=0)
+    made.learning_starts = 40
+    made.learn(44)
+    assert made.sequences.length == length
+    assert made.replay_buffer.observation_space.spaces.keys() >= {"observations"}
+
+
+def test_hyper_parameters_reach_the_agent():
+    agent = training.make_agent(config("lqg", "ppo"), seed=0)
+    assert agent.policy.log_std.item() == pytest.approx(-0.7)
+    assert [agent.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([1e-3, 5e-4, 0.0])
 
 
 def test_run_writes_scores(tmp_path):
