@@ -17,6 +17,11 @@ OPTIONS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _few_reference_episodes(monkeypatch):
+    monkeypatch.setattr(training, "_REFERENCE_EPISODES", 2)
+
+
 def config(task="tmaze", agent="ppo", extractor="transformer", **changes):
     study = experiment.MemoryStudy(tasks=(task,), agents=(agent,), extractors=(extractor,))
     found = experiment.make_task(study, task, agent).config
@@ -106,13 +111,13 @@ def test_small_rewards_are_bounded_for_the_agent_and_not_in_scores():
     for bound in (-np.inf, -2.0):
         env = training.make_env(config("lqg", "ppo"), bound)
         env.reset(seed=0)
-        rewards[bound] = [env.step(np.full(1, 5.0, np.float32))[1] for _ in range(20)]
+        rewards[bound] = [env.step(np.full(1, 3.0, np.float32))[1] for _ in range(20)]
     assert min(rewards[-np.inf]) < -2.0 < max(rewards[-np.inf])
     np.testing.assert_array_equal(rewards[-2.0], np.maximum(rewards[-np.inf], -2.0))
     agent = training.make_agent(config("lqg", "ppo"), seed=0)
     agent.get_env().reset()
     for _ in range(20):
-        agent.get_env().step(np.full((16, 1), 5.0, np.float32))
+        agent.get_env().step(np.full((16, 1), 3.0, np.float32))
     assert agent.get_env().get_original_reward().min() == -2.0
 
 
