@@ -2,6 +2,7 @@
 
 from rlopt.agents.callbacks import ReplayPhaseCallback
 from rlopt.agents.ddpg import DDPG
+from rlopt.agents.distributed import DistributedPPO
 from rlopt.agents.dqn import DQN
 from rlopt.agents.history import HistoryWrapper, VecHistory
 from rlopt.agents.ppo import PPO
@@ -18,6 +19,7 @@ __all__ = [
     "PPO",
     "SAC",
     "TD3",
+    "DistributedPPO",
     "GymnasiumVecEnv",
     "HistoryWrapper",
     "ReplayPhaseCallback",

@@ -4,6 +4,16 @@ from rlopt.nn.attention import Attention, AttentionState, ReluAttention, Softmax
 from rlopt.nn.attention_masks import AttentionMask, BlockToeplitz2D, Decay, Toeplitz
 from rlopt.nn.balance import balance_loss, importance_loss, router_z_loss
 from rlopt.nn.dropout import GeneratorDropout
+from rlopt.nn.expert_parallel import (
+    clip_grad_norm,
+    expert_parameters,
+    gather_state_dict,
+    load_gathered_state_dict,
+    shard_experts,
+    share_balance,
+    sync_stats,
+    total_grad_norm,
+)
 from rlopt.nn.feature_selection import FeatureSelection, FeatureSelector, select_features
 from rlopt.nn.gates import GRUGate, ResidualGate
 from rlopt.nn.language_model import CharTransformer, CharTransformerConfig, LanguageModelOutput
@@ -111,10 +121,18 @@ __all__ = [
     "VectorPatchTokenizer",
     "balance_loss",
     "build_tree",
+    "clip_grad_norm",
+    "expert_parameters",
     "find_layer_groups",
+    "gather_state_dict",
     "importance_loss",
+    "load_gathered_state_dict",
     "rotate",
     "router_z_loss",
     "select_features",
+    "shard_experts",
+    "share_balance",
     "suggest_height",
+    "sync_stats",
+    "total_grad_norm",
 ]

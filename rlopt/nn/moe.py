@@ -12,9 +12,18 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from rlopt.nn.balance import balance_loss, count_values, importance_loss, mean_over_tokens, router_z_loss
+from rlopt.nn.balance import Across, balance_loss, count_values, importance_loss, load_loss, mean_over_tokens, router_z_loss
 from rlopt.nn.experts import Activation, Experts
-from rlopt.nn.routing import ExpertChoice, Router, TokenChoice, choose_experts, choose_tokens, expert_capacity
+from rlopt.nn.routing import (
+    ExpertChoice,
+    ExpertsChoices,
+    Router,
+    TokenChoice,
+    TokensChoices,
+    choose_experts,
+    choose_tokens,
+    expert_capacity,
+)
 
 Group = Literal["sample", "batch"]
 ROUTER_STD = 0.02
@@ -83,8 +92,8 @@ class MoE(nn.Module):
 
     By default the output of a sample does not depend on the other samples of the batch (`group="sample"`), nor on random numbers,
     so that a policy has the same log-probabilities when it acts and when it learns. What gives this up has to be asked for:
-    capacity and expert choice over the batch (`group="batch"`), and the random policies and jitter of `TokenChoice`, which act in
-    training mode only. Padding does not matter: capacities are computed from the valid tokens.
+    capacity and expert choice over the batch (`group="batch"`), and the random policies, jitter and noise of `TokenChoice`, which
+    act in training mode only. Padding does not matter: capacities are computed from the valid tokens.
 
     Losses and statistics are those of all valid tokens of the batch, whatever the group: of a sample of one token, say, no load
     can be balanced.
@@ -103,6 +112,7 @@ class MoE(nn.Module):
         router_weight: (width, num_experts).
         experts: `Experts`, with stacked weights.
         mixes_experts: True; marks layers that return a `MoEOutput`.
+        across: How balance losses reach over several processes in training mode, see `rlopt.nn.share_balance`; None: not at all.
 
     Raises:
         ValueError: For sizes < 1, for more choices than experts, and for options without effect.
@@ -139,6 +149,7 @@ class MoE(nn.Module):
         self.experts = Experts(num_experts, width, hidden_width, activation=activation, bias=bias, generator=generator)
         self.router_weight = nn.Parameter(torch.empty(width, num_experts).normal_(std=ROUTER_STD, generator=generator))
         self.noise = _Noise(generator) if isinstance(router, TokenChoice) and router.is_random else None
+        self.across: Across | None = None
 
     @property
     def causal_safe(self) -> bool:
@@ -155,23 +166,54 @@ class MoE(nn.Module):
         Returns:
             Output, losses and statistics.
         """
+        x, logits, valid = self._prepare(x, valid)
+        with torch.autocast(x.device.type, enabled=False):
+            assignment, aux_losses, stats = route(
+                logits,
+                self.router,
+                valid,
+                training=self.training,
+                generator=self._generator,
+                across=self.across if self.training else None,
+            )
+        return MoEOutput(self._compute(x, assignment), aux_losses, stats)
+
+    def output(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Compute the output alone, without losses and statistics: for acting, where these would take most of the time.
+
+        Args:
+            x: (B, L, width).
+            valid: (B, L) bool, or None, as in `forward`.
+
+        Returns:
+            (B, L, width), the `y` of `forward`.
+        """
+        x, logits, valid = self._prepare(x, valid)
+        with torch.autocast(x.device.type, enabled=False):
+            assignment = assign(logits, self.router, valid, training=self.training, generator=self._generator)
+        return self._compute(x, assignment)
+
+    def extra_repr(self) -> str:
+        """Router and group."""
+        return f"router={self.router}, group={self.group!r}"
+
+    @property
+    def _generator(self) -> torch.Generator | None:
+        return None if self.noise is None else self.noise.generator
+
+    def _prepare(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens with zeros in place of padding (B, L, d), logits (g, n, e), and valid tokens (g, n)."""
         check_input(x, valid, self.experts.width)
         if valid is not None:
             x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
         groups = (1, -1) if self.group == "batch" else x.shape[:2]
         logits = self._logits(x).reshape(*groups, self.num_experts)  # (B, L, e) -> (g, n, e)
-        valid = None if valid is None else valid.reshape(groups)  # (B, L) -> (g, n)
-        generator = None if self.noise is None else self.noise.generator
-        with torch.autocast(x.device.type, enabled=False):
-            assignment, aux_losses, stats = route(logits, self.router, valid, training=self.training, generator=generator)
+        return x, logits, None if valid is None else valid.reshape(groups)  # (B, L) -> (g, n)
+
+    def _compute(self, x: Tensor, assignment: Assignment) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])  # (B, L, d) -> (B * L, d)
         rows = self.experts(dispatch(tokens, assignment), assignment.sizes)
-        y = combine(rows, assignment, len(tokens))
-        return MoEOutput(y.to(x.dtype).view_as(x), aux_losses, stats)
-
-    def extra_repr(self) -> str:
-        """Router and group."""
-        return f"router={self.router}, group={self.group!r}"
+        return combine(rows, assignment, len(tokens)).to(x.dtype).view_as(x)
 
     def _logits(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -189,6 +231,7 @@ def route(
     *,
     training: bool = False,
     generator: torch.Generator | None = None,
+    across: Across | None = None,
 ) -> Routing:
     """Turn logits into rows for the experts, losses and statistics.
 
@@ -197,43 +240,53 @@ def route(
         router: Who chooses, and how.
         valid: (g, n) bool, real tokens; None: all.
         training: Whether random policies act, and which capacity factor counts.
-        generator: For random policies.
+        generator: For random policies and noise.
+        across: For balance losses, see `balance_loss`.
 
     Returns:
         Assignment of tokens, numbered group by group, to experts; losses; statistics.
     """
     num_groups, num_tokens, num_experts = logits.shape
     probs = torch.softmax(logits, dim=-1)
+    assignment, choices, load, noisy = _decide(logits, probs, router, valid, training=training, generator=generator)
     flat_logits, flat_probs = logits.flatten(0, 1), probs.flatten(0, 1)  # (g, n, e) -> (g * n, e)
     flat_valid = None if valid is None else valid.flatten()
     aux_losses: dict[str, Tensor] = {}
-    if isinstance(router, ExpertChoice):
-        token, gate, filled = choose_tokens(probs, router, valid)
-        capacity = token.shape[-1]
-        offsets = torch.arange(num_groups, device=logits.device).view(-1, 1, 1) * num_tokens
-        token, gate, filled = (t.transpose(0, 1).flatten() for t in (token + offsets, gate, filled))  # (g, e, k) -> (e * g * k,)
-        assignment = Assignment(token, gate, [num_groups * capacity] * num_experts)
-        load = filled.view(num_experts, -1).sum(dim=1)
-        experts_of = torch.zeros(num_groups * num_tokens, dtype=torch.long, device=token.device).scatter_add_(
-            0, token, filled.long()
+    if isinstance(choices, ExpertsChoices):
+        filled = choices.filled.transpose(0, 1).flatten()  # (g, e, k) -> (e * g * k,)
+        experts_of = torch.zeros(num_groups * num_tokens, dtype=torch.long, device=logits.device).scatter_add_(
+            0, assignment.token, filled.long()
         )
         dropped = mean_over_tokens((experts_of == 0).to(probs.dtype), flat_valid)
-        most = num_experts
+        capacity, most = choices.token.shape[-1], num_experts
     else:
-        expert, gate, wanted, kept = choose_experts(logits, probs, router, valid, training=training, generator=generator)
+        assert isinstance(router, TokenChoice)
         factor = router.factor(training)
         capacity = num_tokens if factor is None else expert_capacity(num_tokens, num_experts, factor)
-        assignment, load = _sort_by_expert(expert, gate, kept, num_experts)
-        experts_of = kept.sum(dim=-1).flatten()
-        dropped = 1.0 - kept.sum() / wanted.sum().clamp_min(1)
+        experts_of = choices.kept.sum(dim=-1).flatten()
+        dropped = 1.0 - choices.kept.sum() / choices.wanted.sum().clamp_min(1)
         most = router.top_k
         if router.balance_loss == "importance":
-            aux_losses["balance"] = importance_loss(flat_probs, flat_valid)
+            aux_losses["balance"] = importance_loss(flat_probs, flat_valid, across)
+        elif router.balance_loss == "load":
+            aux_losses["balance"] = load_loss(flat_logits, noisy.flatten(0, 1), router.top_k, router.noise_std, flat_valid, across)
         else:
-            counted = expert[..., :1] if router.balance_loss == "first_choice" else expert
-            aux_losses["balance"] = balance_loss(flat_probs, counted.flatten(0, 1), flat_valid)
+            counted = choices.expert[..., :1] if router.balance_loss == "first_choice" else choices.expert
+            aux_losses["balance"] = balance_loss(flat_probs, counted.flatten(0, 1), flat_valid, across)
     aux_losses["router_z"] = router_z_loss(flat_logits, flat_valid)
     return Routing(assignment, aux_losses, router_stats(flat_probs, flat_valid, load, experts_of, most, dropped, capacity))
+
+
+def assign(
+    logits: Tensor,
+    router: Router,
+    valid: Tensor | None = None,
+    *,
+    training: bool = False,
+    generator: torch.Generator | None = None,
+) -> Assignment:
+    """Return the assignment of `route`, without losses and statistics; the arguments are those of `route`."""
+    return _decide(logits, torch.softmax(logits, dim=-1), router, valid, training=training, generator=generator).assignment
 
 
 def dispatch(tokens: Tensor, assignment: Assignment) -> Tensor:
@@ -300,8 +353,39 @@ class _Noise(nn.Module):
         self.generator.set_state(state.cpu())
 
 
-def _sort_by_expert(expert: Tensor, gate: Tensor, kept: Tensor, num_experts: int) -> tuple[Assignment, Tensor]:
-    """Sort the kept choices (g, n, k) by expert; returns them and the number of each expert's rows (e,)."""
+class _Decision(NamedTuple):
+    """Result of `_decide`."""
+
+    assignment: Assignment
+    choices: ExpertsChoices | TokensChoices
+    load: Tensor
+    """(e,) int64: rows of each expert that hold a token."""
+    logits: Tensor
+    """(g, n, e): those that decided, with noise if there was any."""
+
+
+def _decide(
+    logits: Tensor, probs: Tensor, router: Router, valid: Tensor | None, *, training: bool, generator: torch.Generator | None
+) -> _Decision:
+    """Choose, and sort by expert."""
+    num_groups, num_tokens, num_experts = logits.shape
+    if isinstance(router, TokenChoice):
+        if training and router.noise_std > 0.0:
+            logits = logits + router.noise_std * torch.randn(logits.shape, generator=generator).to(logits)
+            probs = torch.softmax(logits, dim=-1)
+        choices = choose_experts(logits, probs, router, valid, training=training, generator=generator)
+        assignment, load = _sort_by_expert(choices, num_experts)
+        return _Decision(assignment, choices, load, logits)
+    chosen = choose_tokens(probs, router, valid)
+    offsets = torch.arange(num_groups, device=logits.device).view(-1, 1, 1) * num_tokens
+    token, gate = (t.transpose(0, 1).flatten() for t in (chosen.token + offsets, chosen.gate))  # (g, e, k) -> (e * g * k,)
+    sizes = [num_groups * chosen.token.shape[-1]] * num_experts
+    return _Decision(Assignment(token, gate, sizes), chosen, chosen.filled.sum(dim=(0, 2)), logits)
+
+
+def _sort_by_expert(choices: TokensChoices, num_experts: int) -> tuple[Assignment, Tensor]:
+    """Sort the kept choices by expert; returns them and the number of each expert's rows (e,)."""
+    expert, gate, _, kept = choices
     k = expert.shape[-1]
     key = expert.masked_fill(~kept, num_experts).flatten()  # (g, n, k) -> (g * n * k,)
     load = count_values(key, num_experts + 1)[:num_experts]

@@ -76,7 +76,8 @@ class TransformerBlock(nn.Module):
         """Apply the layer to one more token (B, 1, width)."""
         attended, state = self.attention.step(self._before(x, self.attention_norm), state, positions)
         x = self._join(x, attended, self.attention_gate, self.attention_norm)
-        mixed, _, _ = self._mix(self._before(x, self.mlp_norm), None)
+        before = self._before(x, self.mlp_norm)
+        mixed = self.mlp.output(before) if isinstance(self.mlp, MoE) else self._mix(before, None)[0]
         return self._join(x, mixed, self.mlp_gate, self.mlp_norm), state
 
     def _mix(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor], RouterStats | None]:

@@ -2,6 +2,7 @@
 
 from rlopt.supervised.batches import ArrayData, TextWindows, TrainingData
 from rlopt.supervised.config import EarlyStopping, TrainerConfig
+from rlopt.supervised.distributed import Processes, process_group
 from rlopt.supervised.schedules import Constant, WarmupDecay
 from rlopt.supervised.tasks import SupervisedTask, classification, deep_autoencoder, language_model
 from rlopt.supervised.trainer import Trainer
@@ -10,6 +11,7 @@ __all__ = [
     "ArrayData",
     "Constant",
     "EarlyStopping",
+    "Processes",
     "SupervisedTask",
     "TextWindows",
     "Trainer",
@@ -19,4 +21,5 @@ __all__ = [
     "classification",
     "deep_autoencoder",
     "language_model",
+    "process_group",
 ]
