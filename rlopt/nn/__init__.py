@@ -2,7 +2,7 @@
 
 from rlopt.nn.attention import Attention, AttentionState, ReluAttention, SoftmaxAttention
 from rlopt.nn.attention_masks import AttentionMask, BlockToeplitz2D, Decay, Toeplitz
-from rlopt.nn.balance import balance_loss, importance_loss, router_z_loss
+from rlopt.nn.balance import balance_loss, importance_loss, load_loss, router_z_loss
 from rlopt.nn.dropout import GeneratorDropout
 from rlopt.nn.expert_parallel import (
     clip_grad_norm,
@@ -127,6 +127,7 @@ __all__ = [
     "gather_state_dict",
     "importance_loss",
     "load_gathered_state_dict",
+    "load_loss",
     "rotate",
     "router_z_loss",
     "select_features",
