@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import Logger, configure
 from torch import Tensor, nn
 
 from rlopt.nn import CharTransformer, DenseMLP, ExpertChoice, MoE, SoftMoE, TokenChoice, TransformerConfig
-from rlopt.nn.moe import RouterStats
+from rlopt.nn.assignment import RouterStats
 from rlopt.nn.routing import expert_capacity
 from rlopt.nn.transformer import TransformerBlock
 from rlopt.nn.transformer_config import layer_seed

@@ -1,5 +1,6 @@
 """Networks: attention, mixtures of experts, sparse and scale-invariant layers, the transformer of them, and feature selection."""
 
+from rlopt.nn.assignment import RouterStats
 from rlopt.nn.attention import Attention, AttentionState, ReluAttention, SoftmaxAttention
 from rlopt.nn.attention_masks import AttentionMask, BlockToeplitz2D, Decay, Toeplitz
 from rlopt.nn.balance import balance_loss, importance_loss, load_loss, router_z_loss
@@ -19,7 +20,7 @@ from rlopt.nn.gates import GRUGate, ResidualGate
 from rlopt.nn.language_model import CharTransformer, CharTransformerConfig, LanguageModelOutput
 from rlopt.nn.linear_attention import FavorAttention, LinearAttention
 from rlopt.nn.mlp import DenseMLP
-from rlopt.nn.moe import MoE, MoEOutput, RouterStats
+from rlopt.nn.moe import MoE, MoEOutput
 from rlopt.nn.multi_head import MultiHeadAttention
 from rlopt.nn.random_features import EluFeatures, FavorPlus, FavorPlusPlus, FeatureMap, ReluFeatures
 from rlopt.nn.rotary import rotate

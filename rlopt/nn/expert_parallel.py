@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from rlopt.nn.assignment import RouterStats
 from rlopt.nn.experts import Experts
-from rlopt.nn.moe import MoE, RouterStats
+from rlopt.nn.moe import MoE
 from rlopt.nn.routing import ExpertChoice
 from rlopt.nn.soft_moe import SoftMoE
 

@@ -8,10 +8,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from rlopt.nn.assignment import RouterStats
 from rlopt.nn.attention import AttentionState
 from rlopt.nn.dropout import GeneratorDropout
 from rlopt.nn.gates import GRUGate, ResidualGate
-from rlopt.nn.moe import MoE, MoEOutput, RouterStats
+from rlopt.nn.moe import MoE, MoEOutput
 from rlopt.nn.multi_head import MultiHeadAttention
 from rlopt.nn.random_features import FavorPlusPlus
 from rlopt.nn.scale_invariant import LayerNormNoAffine, ScaleInvariantBlock

@@ -11,11 +11,8 @@ from torch import Tensor
 
 from rlopt.nn import CharTransformer, CharTransformerConfig, TransformerConfig
 from rlopt.supervised.batches import Batch
-from rlopt.supervised.losses import token_cross_entropy
+from rlopt.supervised.losses import IGNORED, token_cross_entropy
 from rlopt.supervised.tasks import SupervisedTask
-
-NO_TARGET = -100
-"""Target of positions that do not count, the number that `torch.nn.functional.cross_entropy` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class RecallData:
 
     Keys of a sequence differ, values are independent and uniform, places of the pairs are uniform. Whoever remembers the pairs is
     always right; whoever does not is right with probability 1 / num_values, whatever else it does. Targets are numbers of values,
-    0 to num_values - 1, so that logits need one column for each; all other positions have the target `NO_TARGET`.
+    0 to num_values - 1, so that logits need one column for each; all other positions have the target `IGNORED`.
 
     Every training batch is new. Evaluations take `num_eval_rows` sequences drawn once, from a generator of their own that depends
     on `config` alone in what it draws, so that runs with different seeds are evaluated on the same sequences.
@@ -96,7 +93,7 @@ class RecallData:
     Example:
         >>> data = RecallData(RecallConfig(length=12, num_pairs=3, num_queries=1), batch_size=2)
         >>> tokens, targets = data.draw()
-        >>> tokens.shape, (targets != NO_TARGET).sum(1).tolist()
+        >>> tokens.shape, (targets != IGNORED).sum(1).tolist()
         (torch.Size([2, 12]), [1, 1])
     """
 
@@ -159,7 +156,7 @@ def draw_sequences(config: RecallConfig, num_rows: int, generator: torch.Generat
     else:
         tokens.scatter_(1, places, 1 + config.num_keys + keys * config.num_values + values)
     tokens[:, -queries:] = 1 + keys.gather(1, asked)
-    targets = torch.full_like(tokens, NO_TARGET)
+    targets = torch.full_like(tokens, IGNORED)
     targets[:, -queries:] = values.gather(1, asked)
     return tokens, targets
 
@@ -207,10 +204,10 @@ def recall_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
 
     Example:
         >>> logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]])
-        >>> recall_accuracy(logits, torch.tensor([[NO_TARGET, 0, 1]])).item()
+        >>> recall_accuracy(logits, torch.tensor([[IGNORED, 0, 1]])).item()
         0.5
     """
-    asked = targets != NO_TARGET
+    asked = targets != IGNORED
     return (logits.argmax(-1) == targets)[asked].float().mean()
 
 

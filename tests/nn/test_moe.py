@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlopt.nn.assignment import assign, combine, dispatch, route
 from rlopt.nn.balance import load_loss
 from rlopt.nn.experts import Experts
-from rlopt.nn.moe import MoE, assign, combine, dispatch, route
+from rlopt.nn.moe import MoE
 from rlopt.nn.routing import ExpertChoice, Router, TokenChoice, choose_experts, choose_tokens
 
 ROUTERS: dict[str, Router] = {
@@ -171,7 +172,7 @@ def test_output_alone_computes_no_losses_and_no_statistics(monkeypatch: pytest.M
         raise AssertionError("computed")
 
     for name in ("balance_loss", "router_z_loss", "router_stats"):
-        monkeypatch.setattr(f"rlopt.nn.moe.{name}", refuse)
+        monkeypatch.setattr(f"rlopt.nn.assignment.{name}", refuse)
     layer, x = make(TokenChoice()), randn(2, 1, 6)
     assert layer.output(x).shape == x.shape
     with pytest.raises(AssertionError, match="computed"):

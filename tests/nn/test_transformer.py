@@ -229,7 +229,7 @@ def test_a_step_computes_no_losses_and_no_statistics(monkeypatch: pytest.MonkeyP
         raise AssertionError("computed")
 
     model, x = make(replace(SMALL, moe=MoEConfig(num_experts=3))), draw(2, 1, 8)
-    monkeypatch.setattr("rlopt.nn.moe.router_stats", refuse)
+    monkeypatch.setattr("rlopt.nn.assignment.router_stats", refuse)
     assert model.step(x, model.init_state(2))[0].shape == (2, 1, 8)
     with pytest.raises(AssertionError, match="computed"):
         model(x)

@@ -5,8 +5,8 @@ import torch
 
 from rlopt.nn import TransformerConfig
 from rlopt.supervised import TrainerConfig
+from rlopt.supervised.losses import IGNORED
 from rlopt.supervised.recall import (
-    NO_TARGET,
     RecallConfig,
     RecallData,
     associative_recall,
@@ -42,7 +42,7 @@ def test_who_remembers_the_pairs_knows_every_target(length, pairs, queries, adja
     tokens, targets = draw_sequences(config, 200, torch.Generator().manual_seed(0))
     assert tokens.shape == targets.shape == (200, length)
     assert tokens.max() < config.vocab_size
-    assert (targets[:, :-queries] == NO_TARGET).all()
+    assert (targets[:, :-queries] == IGNORED).all()
     for row, wanted in zip(tokens, targets, strict=True):
         memory = read_pairs(row, config)
         assert len(memory) == pairs
@@ -84,7 +84,7 @@ def test_state_continues_the_sequences():
 
 
 def test_accuracy_counts_asked_values_only():
-    targets = torch.tensor([[NO_TARGET, 1, 0], [2, NO_TARGET, NO_TARGET]])
+    targets = torch.tensor([[IGNORED, 1, 0], [2, IGNORED, IGNORED]])
     logits = torch.nn.functional.one_hot(torch.tensor([[0, 1, 1], [2, 0, 0]]), 3).float()
     assert recall_accuracy(logits, targets).item() == pytest.approx(2 / 3)
 
