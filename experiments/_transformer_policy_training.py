@@ -100,7 +100,7 @@ class MemoryTask:
         total_timesteps: Steps of a run.
         agents: Agents that can act in it -> hyper-parameters. Besides those of the class: `n_envs`; `log_std_init` of the policy;
             `decay`, whether the learning rate falls to 0; `normalize_rewards`, by the deviation of returns (`VecNormalize`);
-            `burn_in` of sequences, whose other steps are as many as a history allows.
+            `burn_in` of sequences, which are as long as a history.
         discount: Of the score.
         least_reward: Of a step, for the agent: smaller rewards are this one while it learns, so that a start far from the optimum
             does not make all later differences small. Scores have all rewards in full.
@@ -187,7 +187,7 @@ def make_agent(config: Mapping[str, Any], seed: int) -> BaseAlgorithm:
         options["learning_rate"] = LinearSchedule(options["learning_rate"], 0.0, 1.0)
     if learns_from_sequences(config["agent"]):
         burn_in = options.pop("burn_in")
-        options["sequences"] = SequenceLearning(config["history"] - 1 - burn_in, burn_in)
+        options["sequences"] = SequenceLearning(config["history"] - burn_in, burn_in)
     kind = AGENTS[config["agent"]]
     return kind("MultiInputPolicy", env, policy_kwargs=policy, seed=seed, device=config["device"], **options)
 
@@ -200,7 +200,7 @@ def policy_options(extractor: str, history: int, seed: int) -> dict[str, Any]:
         return {"net_arch": [64, 64], "features_extractor_class": NewestStep}
     transformer = EXTRACTORS[extractor]
     assert transformer is not None
-    transformer = replace(transformer, context=history, seed=seed)
+    transformer = replace(transformer, context=history + 1, seed=seed)  # sequences have one step more
     return {
         "net_arch": [64],
         "features_extractor_class": TransformerExtractor,

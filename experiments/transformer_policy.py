@@ -145,7 +145,7 @@ def make_task(study: MemoryStudy, name: str, agent: str) -> Task:
         env_options["corridor_length"] = study.corridor_length
         history = study.corridor_length + 2
     history = history if study.history is None else study.history
-    least = task.agents[agent].get("burn_in", -1) + 2
+    least = task.agents[agent].get("burn_in", 0) + 1
     if history < least:
         raise ValueError(f"history must be at least {least} with {agent} in {name}, got {history}")
     total_timesteps = task.total_timesteps if study.total_timesteps is None else study.total_timesteps

@@ -3,6 +3,7 @@
 from rlopt.agents.callbacks import ReplayPhaseCallback
 from rlopt.agents.checkpoints import Checkpoints
 from rlopt.agents.ddpg import DDPG
+from rlopt.agents.distributed import DistributedPPO
 from rlopt.agents.dqn import DQN
 from rlopt.agents.history import HistoryWrapper, VecHistory
 from rlopt.agents.ppo import PPO
@@ -20,6 +21,7 @@ __all__ = [
     "SAC",
     "TD3",
     "Checkpoints",
+    "DistributedPPO",
     "GymnasiumVecEnv",
     "HistoryWrapper",
     "ReplayPhaseCallback",

@@ -34,7 +34,8 @@ class _Entry:
             self.sizes = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec).reshape(-1)
             self.shape, self.dtype, self.low, self.high = (int(self.sizes.sum()),), np.dtype(np.float32), 0.0, 1.0
         else:
-            raise ValueError(f"{name} must be a Box, Discrete, MultiDiscrete or MultiBinary space, got {space}.")
+            remedy = "; put gymnasium.wrappers.FlattenObservation around the environment" if name == "observation_space" else ""
+            raise ValueError(f"{name} must be a Box, Discrete, MultiDiscrete or MultiBinary space, got {space}{remedy}.")
 
     def space(self, length: int) -> spaces.Box:
         """Space of a history of such values, (length, *shape)."""
@@ -113,8 +114,8 @@ class HistoryWrapper(gym.Wrapper[HistoryObs, Any, Any, Any], RecordConstructorAr
     Wrap each environment, and put what Stable-Baselines3 has for several of them around that. `VecNormalize` then needs
     `norm_obs_keys=["observations"]`; it counts padding as observations.
 
-    Each transition of a replay holds two such histories; `Replay.sample_sequences` needs a `length`-th of that, for networks that
-    are trained on sequences.
+    Each transition of a replay holds two such histories; agents that learn from sequences (`SequenceLearning`) need a `length`-th
+    of that.
 
     Args:
         env: Observations are Box, Discrete, MultiDiscrete or MultiBinary.

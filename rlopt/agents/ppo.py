@@ -95,9 +95,9 @@ class PPO(Learner, SB3PPO):
     def _evaluate(self, batch: Any, clip_range: float, clip_range_vf: float | None) -> Evaluation:
         """Loss of a batch and what is logged, in the order of `LOGGED`."""
         actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
-        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, actions)
+        values, log_prob, entropy = self._evaluate_actions(batch.observations, actions)
         extra = self._aux.pop(self.policy)
-        advantages = losses.normalized(batch.advantages) if self.normalize_advantage else batch.advantages
+        advantages = self._normalized(batch.advantages) if self.normalize_advantage else batch.advantages
         log_ratio = log_prob - batch.old_log_prob
         policy_loss = losses.clipped_surrogate_loss(log_ratio, advantages, clip_range)
         value_loss = losses.clipped_value_loss(values.flatten(), batch.returns, batch.old_values, clip_range_vf)
@@ -106,6 +106,12 @@ class PPO(Learner, SB3PPO):
         with th.no_grad():
             kl, fraction = losses.approximate_kl(log_ratio), losses.clip_fraction(log_ratio, clip_range)
         return loss, policy_loss, value_loss, entropy_loss, fraction, kl
+
+    def _evaluate_actions(self, observations: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        return self.policy.evaluate_actions(observations, actions)
+
+    def _normalized(self, advantages: th.Tensor) -> th.Tensor:
+        return losses.normalized(advantages)
 
     def _is_too_far(self, evaluation: Evaluation) -> bool:
         assert self.target_kl is not None

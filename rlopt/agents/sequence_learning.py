@@ -25,9 +25,10 @@ class SequenceLearning:
     sequences of `burn_in + length` steps, never across episodes. One pass of a causal network (`TransformerExtractor`) gives the
     features of all these steps; the loss is the mean over the last `length`, of sequences that have so many.
 
-    The step after the last one is looked at as well, so `burn_in + length + 1` must be at most the length of the histories; equal
-    to it, agents act on as long a past as they have learned from. In the middle of an episode the first step of a sequence has
-    lost its past, so that features of early steps differ from those that the agent acted on; `burn_in` leaves them out.
+    With `burn_in + length` equal to the length of the histories, agents act on as long a past as they have learned from. The step
+    after the last one is looked at as well, so the transformer's context must be one longer. In the middle of an episode the first
+    step of a sequence has lost its past, so that features of early steps differ from those that the agent acted on; `burn_in`
+    leaves them out.
 
     Example:
         >>> import rlopt_envs  # registers the environment
@@ -35,10 +36,10 @@ class SequenceLearning:
         >>> from rlopt.agents import DQN, HistoryWrapper, TransformerExtractor
         >>> from rlopt.nn import TransformerConfig
         >>> env = HistoryWrapper(make("rlopt/TMaze-v0", corridor_length=4), length=6)
-        >>> transformer = TransformerConfig(width=16, num_layers=1, num_heads=2, context=6, positions="rotary")
+        >>> transformer = TransformerConfig(width=16, num_layers=1, num_heads=2, context=7, positions="rotary")
         >>> network = dict(features_extractor_class=TransformerExtractor, features_extractor_kwargs=dict(transformer=transformer))
         >>> options = dict(policy_kwargs=network, batch_size=8, learning_starts=50, seed=0)
-        >>> agent = DQN("MultiInputPolicy", env, sequences=SequenceLearning(length=5), **options)
+        >>> agent = DQN("MultiInputPolicy", env, sequences=SequenceLearning(length=6), **options)
         >>> agent.learn(100).num_timesteps
         100
 

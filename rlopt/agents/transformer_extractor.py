@@ -153,18 +153,17 @@ class TransformerExtractor(BaseFeaturesExtractor):
         """Refuse to learn from sequences of which `num_steps` steps are seen at once, if set up for something else.
 
         Raises:
-            ValueError: If observations are no histories or shorter ones, if the features are a mean over steps, or with learned
-                positions.
+            ValueError: If observations are no histories, if the features are a mean over steps, for a shorter context, or with
+                learned positions.
         """
         config = self.transformer.config
         if not self.is_history:
             raise ValueError("tokenizer must be 'history' with sequences.")
         if self.pooling != "last":
             raise ValueError(f"pooling must be 'last' with sequences, got {self.pooling!r}.")
-        if self.num_tokens < num_steps:
+        if config.context < num_steps:
             raise ValueError(
-                f"sequences must have burn_in + length + 1 at most the {self.num_tokens} steps of a history, got {num_steps}: give "
-                "the HistoryWrapper a larger length, or take shorter sequences."
+                f"transformer.context must be at least burn_in + length + 1 = {num_steps} of the sequences, got {config.context}."
             )
         if isinstance(config, ScaleInvariantConfig) or config.positions == "learned":
             raise ValueError(

@@ -1,15 +1,26 @@
 """Networks: attention, mixtures of experts, sparse and scale-invariant layers, the transformer of them, and feature selection."""
 
+from rlopt.nn.assignment import RouterStats
 from rlopt.nn.attention import Attention, AttentionState, ReluAttention, SoftmaxAttention
 from rlopt.nn.attention_masks import AttentionMask, BlockToeplitz2D, Decay, Toeplitz
-from rlopt.nn.balance import balance_loss, importance_loss, router_z_loss
+from rlopt.nn.balance import balance_loss, importance_loss, load_loss, router_z_loss
 from rlopt.nn.dropout import GeneratorDropout
+from rlopt.nn.expert_parallel import (
+    clip_grad_norm,
+    expert_parameters,
+    gather_state_dict,
+    load_gathered_state_dict,
+    shard_experts,
+    share_balance,
+    sync_stats,
+    total_grad_norm,
+)
 from rlopt.nn.feature_selection import FeatureSelection, FeatureSelector, select_features
 from rlopt.nn.gates import GRUGate, ResidualGate
 from rlopt.nn.language_model import CharTransformer, CharTransformerConfig, LanguageModelOutput
 from rlopt.nn.linear_attention import FavorAttention, LinearAttention
 from rlopt.nn.mlp import DenseMLP
-from rlopt.nn.moe import MoE, MoEOutput, RouterStats
+from rlopt.nn.moe import MoE, MoEOutput
 from rlopt.nn.multi_head import MultiHeadAttention
 from rlopt.nn.random_features import EluFeatures, FavorPlus, FavorPlusPlus, FeatureMap, ReluFeatures
 from rlopt.nn.rotary import rotate
@@ -111,10 +122,19 @@ __all__ = [
     "VectorPatchTokenizer",
     "balance_loss",
     "build_tree",
+    "clip_grad_norm",
+    "expert_parameters",
     "find_layer_groups",
+    "gather_state_dict",
     "importance_loss",
+    "load_gathered_state_dict",
+    "load_loss",
     "rotate",
     "router_z_loss",
     "select_features",
+    "shard_experts",
+    "share_balance",
     "suggest_height",
+    "sync_stats",
+    "total_grad_norm",
 ]

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlopt.nn.assignment import RouterStats
 from rlopt.nn.attention import AttentionState
-from rlopt.nn.moe import RouterStats
 from rlopt.nn.transformer import Transformer, balance
 from rlopt.nn.transformer_config import ScaleInvariantConfig, TransformerConfig
 

@@ -1,8 +1,7 @@
 """Mixture of experts: many MLPs, of which each token uses a few.
 
-The layer runs in four steps, each a function of its own: `route` decides, `dispatch` copies tokens into rows that are sorted by
-expert, `Experts` computes, and `combine` adds the weighted results up. With expert choice the number of rows of each expert depends
-on shapes only.
+The layer runs in four steps, each of its own: `route` decides, `dispatch` copies tokens into rows that are sorted by expert,
+`Experts` computes, and `combine` adds the weighted results up.
 """
 
 from __future__ import annotations
@@ -12,37 +11,13 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from rlopt.nn.balance import balance_loss, count_values, importance_loss, mean_over_tokens, router_z_loss
+from rlopt.nn.assignment import Assignment, RouterStats, assign, combine, dispatch, route
+from rlopt.nn.balance import Across
 from rlopt.nn.experts import Activation, Experts
-from rlopt.nn.routing import ExpertChoice, Router, TokenChoice, choose_experts, choose_tokens, expert_capacity
+from rlopt.nn.routing import ExpertChoice, Router, TokenChoice
 
 Group = Literal["sample", "batch"]
 ROUTER_STD = 0.02
-
-
-class RouterStats(NamedTuple):
-    """What a router did with the valid tokens of a batch; detached."""
-
-    load: Tensor
-    """(e,) int64: tokens that each expert computed."""
-    importance: Tensor
-    """(e,): mean probability of each expert."""
-    experts_per_token: Tensor
-    """Histogram, int64: entry i counts tokens that i experts computed."""
-    dropped_fraction: Tensor
-    """Token choice: share of choices for which there was no room. Expert choice: share of tokens that no expert took."""
-    router_entropy: Tensor
-    """Mean entropy of a token's probabilities, in nats; at most log e."""
-    max_prob_mean: Tensor
-    """Mean of a token's largest probability."""
-    capacity: int
-    """Room of an expert in a group (of full length)."""
-
-    @property
-    def actual_factor(self) -> Tensor:
-        """Experts per token on average; with expert choice, what rounding made of the capacity factor."""
-        counts = torch.arange(len(self.experts_per_token), device=self.experts_per_token.device)
-        return (counts * self.experts_per_token).sum() / self.experts_per_token.sum().clamp_min(1)
 
 
 class MoEOutput(NamedTuple):
@@ -56,25 +31,6 @@ class MoEOutput(NamedTuple):
     """Statistics for logs."""
 
 
-class Assignment(NamedTuple):
-    """Rows of all experts, those of expert 0 first."""
-
-    token: Tensor
-    """(rows,) int64: index of the row's token among all B * L."""
-    gate: Tensor
-    """(rows,): weight of the row's result; carries the gradient to the router."""
-    sizes: list[int]
-    """Rows of each expert."""
-
-
-class Routing(NamedTuple):
-    """Result of `route`."""
-
-    assignment: Assignment
-    aux_losses: dict[str, Tensor]
-    stats: RouterStats
-
-
 class MoE(nn.Module):
     """Mixture of experts: y = sum over chosen experts i of gate_i(x) E_i(x), with E_i(x) = act(x W_in[i]) W_out[i].
 
@@ -83,8 +39,8 @@ class MoE(nn.Module):
 
     By default the output of a sample does not depend on the other samples of the batch (`group="sample"`), nor on random numbers,
     so that a policy has the same log-probabilities when it acts and when it learns. What gives this up has to be asked for:
-    capacity and expert choice over the batch (`group="batch"`), and the random policies and jitter of `TokenChoice`, which act in
-    training mode only. Padding does not matter: capacities are computed from the valid tokens.
+    capacity and expert choice over the batch (`group="batch"`), and the random policies, jitter and noise of `TokenChoice`, which
+    act in training mode only. Padding does not matter: capacities are computed from the valid tokens.
 
     Losses and statistics are those of all valid tokens of the batch, whatever the group: of a sample of one token, say, no load
     can be balanced.
@@ -103,6 +59,7 @@ class MoE(nn.Module):
         router_weight: (width, num_experts).
         experts: `Experts`, with stacked weights.
         mixes_experts: True; marks layers that return a `MoEOutput`.
+        across: How balance losses reach over several processes in training mode, see `rlopt.nn.share_balance`; None: not at all.
 
     Raises:
         ValueError: For sizes < 1, for more choices than experts, and for options without effect.
@@ -139,6 +96,7 @@ class MoE(nn.Module):
         self.experts = Experts(num_experts, width, hidden_width, activation=activation, bias=bias, generator=generator)
         self.router_weight = nn.Parameter(torch.empty(width, num_experts).normal_(std=ROUTER_STD, generator=generator))
         self.noise = _Noise(generator) if isinstance(router, TokenChoice) and router.is_random else None
+        self.across: Across | None = None
 
     @property
     def causal_safe(self) -> bool:
@@ -155,23 +113,54 @@ class MoE(nn.Module):
         Returns:
             Output, losses and statistics.
         """
+        x, logits, valid = self._prepare(x, valid)
+        with torch.autocast(x.device.type, enabled=False):
+            assignment, aux_losses, stats = route(
+                logits,
+                self.router,
+                valid,
+                training=self.training,
+                generator=self._generator,
+                across=self.across if self.training else None,
+            )
+        return MoEOutput(self._compute(x, assignment), aux_losses, stats)
+
+    def output(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Compute the output alone, without losses and statistics: for acting, where these would take most of the time.
+
+        Args:
+            x: (B, L, width).
+            valid: (B, L) bool, or None, as in `forward`.
+
+        Returns:
+            (B, L, width), the `y` of `forward`.
+        """
+        x, logits, valid = self._prepare(x, valid)
+        with torch.autocast(x.device.type, enabled=False):
+            assignment = assign(logits, self.router, valid, training=self.training, generator=self._generator)
+        return self._compute(x, assignment)
+
+    def extra_repr(self) -> str:
+        """Router and group."""
+        return f"router={self.router}, group={self.group!r}"
+
+    @property
+    def _generator(self) -> torch.Generator | None:
+        return None if self.noise is None else self.noise.generator
+
+    def _prepare(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens with zeros in place of padding (B, L, d), logits (g, n, e), and valid tokens (g, n)."""
         check_input(x, valid, self.experts.width)
         if valid is not None:
             x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
         groups = (1, -1) if self.group == "batch" else x.shape[:2]
         logits = self._logits(x).reshape(*groups, self.num_experts)  # (B, L, e) -> (g, n, e)
-        valid = None if valid is None else valid.reshape(groups)  # (B, L) -> (g, n)
-        generator = None if self.noise is None else self.noise.generator
-        with torch.autocast(x.device.type, enabled=False):
-            assignment, aux_losses, stats = route(logits, self.router, valid, training=self.training, generator=generator)
+        return x, logits, None if valid is None else valid.reshape(groups)  # (B, L) -> (g, n)
+
+    def _compute(self, x: Tensor, assignment: Assignment) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])  # (B, L, d) -> (B * L, d)
         rows = self.experts(dispatch(tokens, assignment), assignment.sizes)
-        y = combine(rows, assignment, len(tokens))
-        return MoEOutput(y.to(x.dtype).view_as(x), aux_losses, stats)
-
-    def extra_repr(self) -> str:
-        """Router and group."""
-        return f"router={self.router}, group={self.group!r}"
+        return combine(rows, assignment, len(tokens)).to(x.dtype).view_as(x)
 
     def _logits(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -180,102 +169,6 @@ class MoE(nn.Module):
             x = x.to(wide) * torch.empty(x.shape).uniform_(low, high, generator=self.noise.generator).to(x.device, wide)
         with torch.autocast(x.device.type, enabled=False):
             return x.to(wide) @ self.router_weight.to(wide)
-
-
-def route(
-    logits: Tensor,
-    router: Router,
-    valid: Tensor | None = None,
-    *,
-    training: bool = False,
-    generator: torch.Generator | None = None,
-) -> Routing:
-    """Turn logits into rows for the experts, losses and statistics.
-
-    Args:
-        logits: (g, n, e): `g` routing groups of `n` tokens, `e` experts.
-        router: Who chooses, and how.
-        valid: (g, n) bool, real tokens; None: all.
-        training: Whether random policies act, and which capacity factor counts.
-        generator: For random policies.
-
-    Returns:
-        Assignment of tokens, numbered group by group, to experts; losses; statistics.
-    """
-    num_groups, num_tokens, num_experts = logits.shape
-    probs = torch.softmax(logits, dim=-1)
-    flat_logits, flat_probs = logits.flatten(0, 1), probs.flatten(0, 1)  # (g, n, e) -> (g * n, e)
-    flat_valid = None if valid is None else valid.flatten()
-    aux_losses: dict[str, Tensor] = {}
-    if isinstance(router, ExpertChoice):
-        token, gate, filled = choose_tokens(probs, router, valid)
-        capacity = token.shape[-1]
-        offsets = torch.arange(num_groups, device=logits.device).view(-1, 1, 1) * num_tokens
-        token, gate, filled = (t.transpose(0, 1).flatten() for t in (token + offsets, gate, filled))  # (g, e, k) -> (e * g * k,)
-        assignment = Assignment(token, gate, [num_groups * capacity] * num_experts)
-        load = filled.view(num_experts, -1).sum(dim=1)
-        experts_of = torch.zeros(num_groups * num_tokens, dtype=torch.long, device=token.device).scatter_add_(
-            0, token, filled.long()
-        )
-        dropped = mean_over_tokens((experts_of == 0).to(probs.dtype), flat_valid)
-        most = num_experts
-    else:
-        expert, gate, wanted, kept = choose_experts(logits, probs, router, valid, training=training, generator=generator)
-        factor = router.factor(training)
-        capacity = num_tokens if factor is None else expert_capacity(num_tokens, num_experts, factor)
-        assignment, load = _sort_by_expert(expert, gate, kept, num_experts)
-        experts_of = kept.sum(dim=-1).flatten()
-        dropped = 1.0 - kept.sum() / wanted.sum().clamp_min(1)
-        most = router.top_k
-        if router.balance_loss == "importance":
-            aux_losses["balance"] = importance_loss(flat_probs, flat_valid)
-        else:
-            counted = expert[..., :1] if router.balance_loss == "first_choice" else expert
-            aux_losses["balance"] = balance_loss(flat_probs, counted.flatten(0, 1), flat_valid)
-    aux_losses["router_z"] = router_z_loss(flat_logits, flat_valid)
-    return Routing(assignment, aux_losses, router_stats(flat_probs, flat_valid, load, experts_of, most, dropped, capacity))
-
-
-def dispatch(tokens: Tensor, assignment: Assignment) -> Tensor:
-    """Copy tokens (B * L, d) into the rows of their experts: (rows, d)."""
-    return tokens.index_select(0, assignment.token)
-
-
-def combine(rows: Tensor, assignment: Assignment, num_tokens: int) -> Tensor:
-    """Add the weighted results of a token's experts: (rows, d) to (num_tokens, d), 0 for a token without any.
-
-    On CUDA the order of the sums is not fixed; `torch.use_deterministic_algorithms(True)` fixes it.
-    """
-    weighted = rows * assignment.gate.unsqueeze(-1)
-    return weighted.new_zeros(num_tokens, rows.shape[-1]).index_add_(0, assignment.token, weighted)
-
-
-@torch.no_grad()
-def router_stats(
-    probs: Tensor, valid: Tensor | None, load: Tensor, experts_of: Tensor, most: int, dropped: Tensor, capacity: int
-) -> RouterStats:
-    """Gather the statistics of a router.
-
-    Args:
-        probs: (tokens, e).
-        valid: (tokens,) bool, or None.
-        load: (e,).
-        experts_of: (tokens,) int64, experts of each token.
-        most: Largest possible number of experts of a token.
-        dropped: Scalar.
-        capacity: Room of an expert.
-    """
-    if valid is not None:
-        experts_of = experts_of.masked_fill(~valid, most + 1)
-    return RouterStats(
-        load=load,
-        importance=mean_over_tokens(probs, valid),
-        experts_per_token=count_values(experts_of, most + 2)[: most + 1],
-        dropped_fraction=dropped.detach(),
-        router_entropy=mean_over_tokens(-torch.special.xlogy(probs, probs).sum(dim=-1), valid),
-        max_prob_mean=mean_over_tokens(probs.amax(dim=-1), valid),
-        capacity=capacity,
-    )
 
 
 def check_input(x: Tensor, valid: Tensor | None, width: int) -> None:
@@ -298,16 +191,6 @@ class _Noise(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.generator.set_state(state.cpu())
-
-
-def _sort_by_expert(expert: Tensor, gate: Tensor, kept: Tensor, num_experts: int) -> tuple[Assignment, Tensor]:
-    """Sort the kept choices (g, n, k) by expert; returns them and the number of each expert's rows (e,)."""
-    k = expert.shape[-1]
-    key = expert.masked_fill(~kept, num_experts).flatten()  # (g, n, k) -> (g * n * k,)
-    load = count_values(key, num_experts + 1)[:num_experts]
-    sizes = load.tolist()
-    order = torch.sort(key, stable=True).indices[: sum(sizes)]  # choices that are not kept stand last
-    return Assignment(order // k, gate.flatten().index_select(0, order), sizes), load
 
 
 def _check(router: Router, num_experts: int, group: str) -> None:

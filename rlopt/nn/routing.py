@@ -90,8 +90,12 @@ class TokenChoice:
     """Who is served first where room is short: earlier tokens, or tokens with the larger top probability."""
     jitter: float = 0.0
     """Inputs of the router are multiplied by uniform numbers in [1 - jitter, 1 + jitter], in training mode only; in [0, 1)."""
+    noise_std: float = 0.0
+    """Standard deviation of normal noise that is added to the logits for the choice, in training mode only, >= 0 (V-MoE: 1 / number
+    of experts). Losses and statistics are of the logits without it."""
     balance_loss: BalanceLoss = "first_choice"
-    """Loss under the key "balance". first_choice: Switch. all_choices: Flaxformer, top_k times as large. importance: V-MoE."""
+    """Loss under the key "balance". first_choice: Switch. all_choices: Flaxformer, top_k times as large. importance, load: V-MoE,
+    whose loss is the mean of both; load needs noise, and has the probabilities of that noise in evaluation mode too."""
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -111,6 +115,10 @@ class TokenChoice:
                 raise ValueError(f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}.")
         if not 0.0 <= self.jitter < 1.0:
             raise ValueError(f"jitter must be in [0, 1), got {self.jitter}.")
+        if not 0.0 <= self.noise_std < float("inf"):
+            raise ValueError(f"noise_std must be >= 0, got {self.noise_std}.")
+        if self.balance_loss == "load" and self.noise_std == 0.0:
+            raise ValueError("noise_std must be > 0 with balance_loss 'load', got 0.0; take 1 / num_experts.")
         if self.renorm in ("before", "after") and self.top_k == 1:
             raise ValueError(f"renorm must be 'auto' or 'none' with top_k 1, got {self.renorm!r}: all gates would be 1.")
         if self.second_policy != "all" and self.top_k != 2:
@@ -130,7 +138,7 @@ class TokenChoice:
     @property
     def is_random(self) -> bool:
         """Whether training draws random numbers."""
-        return self.second_policy != "all" or self.jitter > 0.0
+        return self.second_policy != "all" or self.jitter > 0.0 or self.noise_std > 0.0
 
 
 Router = ExpertChoice | TokenChoice

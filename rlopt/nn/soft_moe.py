@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlopt.nn.assignment import router_stats
 from rlopt.nn.balance import mean_over_tokens
 from rlopt.nn.experts import Activation, Experts
-from rlopt.nn.moe import MoEOutput, check_input, router_stats
+from rlopt.nn.moe import MoEOutput, check_input
 
 # Added to norms before division.
 NORM_EPS = 1e-6

@@ -8,10 +8,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from rlopt.nn.assignment import RouterStats
 from rlopt.nn.attention import AttentionState
 from rlopt.nn.dropout import GeneratorDropout
 from rlopt.nn.gates import GRUGate, ResidualGate
-from rlopt.nn.moe import MoE, MoEOutput, RouterStats
+from rlopt.nn.moe import MoE, MoEOutput
 from rlopt.nn.multi_head import MultiHeadAttention
 from rlopt.nn.random_features import FavorPlusPlus
 from rlopt.nn.scale_invariant import LayerNormNoAffine, ScaleInvariantBlock
@@ -76,7 +77,8 @@ class TransformerBlock(nn.Module):
         """Apply the layer to one more token (B, 1, width)."""
         attended, state = self.attention.step(self._before(x, self.attention_norm), state, positions)
         x = self._join(x, attended, self.attention_gate, self.attention_norm)
-        mixed, _, _ = self._mix(self._before(x, self.mlp_norm), None)
+        before = self._before(x, self.mlp_norm)
+        mixed = self.mlp.output(before) if isinstance(self.mlp, MoE) else self._mix(before, None)[0]
         return self._join(x, mixed, self.mlp_gate, self.mlp_norm), state
 
     def _mix(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, dict[str, Tensor], RouterStats | None]:

@@ -7,18 +7,29 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from rlopt.supervised.distributed import Processes
 
 _TENSORS, _RECORD = "tensors.pt", "record.json"
 _UNFINISHED = ".new-"
 _NAME = re.compile(r"step_(\d+)")
 
 
-def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Any], record: Mapping[str, Any], keep: int) -> Path:
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Any],
+    record: Mapping[str, Any],
+    keep: int,
+    *,
+    processes: Processes | None = None,
+    write_more: Callable[[Path], None] | None = None,
+) -> Path:
     """Write `folder/step_<step>` and remove all but the newest `keep` checkpoints.
 
     It is written under a temporary name and renamed when the disk has it, so a run that is killed leaves the checkpoint before.
@@ -29,15 +40,32 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Any], record
         tensors: Nested dictionaries and lists of tensors and numbers.
         record: What JSON can express.
         keep: Checkpoints to keep, >= 1.
+        processes: All of them call this, and the folder is the same for all; the first writes. None: there is one.
+        write_more: Called by all processes with the folder under its temporary name, to write more into it.
 
     Returns:
         The folder of the new checkpoint.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    processes = Processes(together=False) if processes is None else processes
+    scratch = processes.from_first(_make_scratch(folder) if processes.is_first else folder)
     target = folder / f"step_{step:08d}"
+    if write_more is not None:
+        write_more(scratch)
+    if processes.is_first:
+        _finish(scratch, target, tensors, record)
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    return processes.from_first(target)  # when it is there
+
+
+def _make_scratch(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{_UNFINISHED}*"):  # of a run that was killed while it wrote
         shutil.rmtree(stale)
-    scratch = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+    return Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+
+
+def _finish(scratch: Path, target: Path, tensors: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     try:
         with (scratch / _TENSORS).open("wb") as file:
             torch.save(dict(tensors), file)
@@ -53,9 +81,6 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Any], record
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Parallel = Literal["none", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class TrainerConfig:
     """Whether to show a progress bar on a terminal."""
     seed: int = 0
     """Seed of what the layers draw during training (dropout)."""
+    parallel: Parallel = "none"
+    """How processes that torchrun started, see `process_group`, share the rows of each batch. ddp: each has all parameters. fsdp:
+    each has a part of them. Without torchrun, one process works alone. none: each process works for itself."""
+    expert_parallel: bool = False
+    """Whether each process has a part of the experts of mixtures, and all else; needs parallel ddp."""
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -82,5 +88,9 @@ class TrainerConfig:
             raise ValueError(f"precision must be 'float32', 'bfloat16' or 'float16', got {self.precision!r}.")
         if self.precision == "float16" and not self.device.startswith("cuda"):
             raise ValueError(f"precision must not be 'float16' unless device is cuda, got device {self.device!r}; take 'bfloat16'.")
+        if self.parallel not in ("none", "ddp", "fsdp"):
+            raise ValueError(f"parallel must be 'none', 'ddp' or 'fsdp', got {self.parallel!r}.")
+        if self.expert_parallel and self.parallel != "ddp":
+            raise ValueError(f"parallel must be 'ddp' with expert_parallel, got {self.parallel!r}.")
         if self.early_stopping is not None and self.eval_every is None:
             raise ValueError("eval_every must be given with early_stopping, got None.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -16,15 +17,19 @@ from rlopt.optim.kfac import KFAC
 from rlopt.optim.locoprop import LocoProp
 from rlopt.supervised.batches import Batch
 from rlopt.supervised.config import TrainerConfig
+from rlopt.supervised.distributed import Processes
+from rlopt.supervised.sharding import Sharding, clip_, local, without_averaging
 
 Loss = Callable[[Any, Tensor], Tensor]
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def records_layers(optimizer: Optimizer) -> bool:
-    """Whether an optimizer, or a part of it, needs the hooks that it has put on the layers of the network."""
+def layer_recorder(optimizer: Optimizer) -> Optimizer | None:
+    """The optimizer, or the part of it, that needs the hooks that it has put on the layers of the network; None: there is none."""
+    if isinstance(optimizer, (LocoProp, KFAC)):
+        return optimizer
     parts = optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else ()
-    return isinstance(optimizer, (LocoProp, KFAC)) or any(records_layers(part) for part in parts)
+    return next((part for part in map(layer_recorder, parts) if part is not None), None)
 
 
 class Stepper:
@@ -36,12 +41,22 @@ class Stepper:
         loss: `(outputs, targets)` -> mean over rows.
         optimizer: Of parameters of the model.
         config: Micro-batches, precision, clipping.
+        sharding: Where parts of the model are.
+        processes: Those that share each batch.
     """
 
     def __init__(
-        self, model: nn.Module, forward: Callable[[Tensor], Any], loss: Loss, optimizer: Optimizer, config: TrainerConfig
+        self,
+        model: nn.Module,
+        forward: Callable[[Tensor], Any],
+        loss: Loss,
+        optimizer: Optimizer,
+        config: TrainerConfig,
+        sharding: Sharding,
+        processes: Processes,
     ) -> None:
         self._forward, self._loss, self.optimizer, self._config = forward, loss, optimizer, config
+        self._sharding, self._processes = sharding, processes
         self._named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         self._params = [param for _, param in self._named]
         self._closure_steps = needs_closure(optimizer)
@@ -67,13 +82,14 @@ class Stepper:
             return contextlib.nullcontext()
         return torch.autocast(self._device_type, _AUTOCAST[self._config.precision])
 
-    def step(self, batch: Batch, step: int, *, measure: bool) -> dict[str, Tensor]:
+    def step(self, batch: Batch, step: int, *, measure: bool, weight: float = 1.0) -> dict[str, Tensor]:
         """Learn from a batch.
 
         Args:
-            batch: Inputs and targets.
+            batch: Inputs and targets: own rows.
             step: Number of the step, from 0, for the message of the check.
             measure: Whether to measure norms; costs a copy of the parameters.
+            weight: Factor of the loss, see `Processes.share`.
 
         Returns:
             With `measure`: `loss` of the batch before the step, `grad_norm` before clipping, `weight_norm` after the step and
@@ -84,14 +100,14 @@ class Stepper:
                 optimizer that evaluates the loss itself are where it evaluated it.
         """
         check = step % self._config.check_finite_every == 0
-        before = [param.detach().clone() for param in self._params] if measure else []
+        before = [local(param.detach()).clone() for param in self._params] if measure else []
         if hasattr(self.optimizer, "track_local_losses"):
             self.optimizer.track_local_losses = measure or self._tracks_always
         first = True
 
         def closure() -> Tensor:
             nonlocal first
-            loss = self._backward(batch)
+            loss = self._backward(batch, weight)
             self._finish_gradient(loss, step, check=check, measure=measure, first=first)
             first = False
             return loss
@@ -105,22 +121,33 @@ class Stepper:
             self.scaler.update()
         return self._measure(before) if measure else {}
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """Leave the gradient of the mean loss in `grad`; returns the loss."""
+    def _backward(self, batch: Batch, weight: float) -> Tensor:
+        """Leave the gradient of the mean loss of all processes in `grad`; returns the loss."""
         self.optimizer.zero_grad()
         inputs, targets = batch
         parts = self._config.micro_batches
         if parts > len(inputs):
             raise ValueError(f"micro_batches must be at most the rows of a batch, {len(inputs)}, got {parts}.")
         total: Tensor | None = None
-        for part_inputs, part_targets in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
-            with self.autocast(), self._watching():
-                # Parts may differ by one row; each counts by its rows.
-                loss = self._loss(self._forward(part_inputs), part_targets) * (len(part_inputs) / len(inputs))
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        pairs = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        for number, (part_inputs, part_targets) in enumerate(pairs, start=1):
+            with without_averaging(self._forward) if number < parts else contextlib.nullcontext():
+                with self.autocast(), self._watching():
+                    # Parts may differ by one row; each counts by its rows.
+                    loss = self._loss(self._forward(part_inputs), part_targets) * (len(part_inputs) / len(inputs) * weight)
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
-        return total
+        if isinstance(self._forward, DistributedDataParallel):
+            self._check_all_used()
+        # The same number everywhere: so are the decisions of optimizers and checks that depend on it.
+        return self._processes.mean(total)
+
+    def _check_all_used(self) -> None:
+        """Refuse what makes DistributedDataParallel wait for gradients that never come."""
+        for name, param in self._named:
+            if param.grad is None:
+                raise ValueError(f"parallel must not be 'ddp' with parameters that the loss does not use, such as {name!r}.")
 
     def _finish_gradient(self, loss: Tensor, step: int, *, check: bool, measure: bool, first: bool) -> None:
         """Unscale, measure, check and clip the gradient."""
@@ -128,27 +155,33 @@ class Stepper:
         if not (check or measure or clip_norm is not None):
             return
         self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm([param.grad for param in self._params if param.grad is not None])
+        used = [param for param in self._params if param.grad is not None]
+        norm = self._sharding.total_norm([cast(Tensor, param.grad) for param in used], used)
         if first:
             self._loss_value, self._norm = loss, norm
         # A scaled gradient overflows now and then by design; the scaler leaves out such a step.
         finite = torch.isfinite(loss) if self.scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
         if check and not finite:
             raise FloatingPointError(f"step {step}: {self._describe(loss)}")
-        if clip_norm is not None:
+        if clip_norm is not None and self._sharding.has_shards:
+            clip_(self._params, clip_norm, norm)
+        elif clip_norm is not None:
             clip_grads_with_norm_(self._params, clip_norm, norm)
 
     def _describe(self, loss: Tensor) -> str:
-        """What is not finite, the cause before its consequences."""
+        """What is not finite on any process, the cause before its consequences."""
+        return min(self._processes.gather(self._describe_own(loss)))[1]
+
+    def _describe_own(self, loss: Tensor) -> tuple[int, str]:
         for name, param in self._named:
-            if not torch.isfinite(param).all():
-                return f"the parameter {name!r} is not finite"
+            if not torch.isfinite(local(param)).all():
+                return 0, f"the parameter {name!r} is not finite"
         if not torch.isfinite(loss):
-            return f"the loss is {loss.item()}"
+            return 1, f"the loss is {loss.item()}"
         for name, param in self._named:
-            if param.grad is not None and not torch.isfinite(param.grad).all():
-                return f"the gradient of {name!r} is not finite (the loss is {loss.item():.6g})"
-        return f"the norm of the gradient overflows (the loss is {loss.item():.6g})"
+            if param.grad is not None and not torch.isfinite(local(param.grad)).all():
+                return 2, f"the gradient of {name!r} is not finite (the loss is {loss.item():.6g})"
+        return 3, f"the norm of the gradient overflows (the loss is {loss.item():.6g})"
 
     def check_parameters(self, step: int) -> None:
         """Refuse weights that are not finite.
@@ -156,24 +189,30 @@ class Stepper:
         Raises:
             FloatingPointError: With the name of the first one.
         """
-        if not all(torch.stack([torch.isfinite(param).all() for param in self._params]).tolist()):
+        finite = all(torch.stack([torch.isfinite(local(param)).all() for param in self._params]).tolist())
+        if not all(self._processes.gather(finite)):
             raise FloatingPointError(f"step {step}: {self._describe(torch.zeros(()))}")
 
     def _measure(self, before: Sequence[Tensor]) -> dict[str, Tensor]:
-        moved = get_total_norm([new.detach() - old for new, old in zip(self._params, before, strict=True)])
+        now = [local(param.detach()) for param in self._params]
+        moved = self._sharding.total_norm([new - old for new, old in zip(now, before, strict=True)], self._params)
         return {
             "loss": self._loss_value,
             "grad_norm": self._norm,
-            "weight_norm": get_total_norm([param.detach() for param in self._params]),
-            "update_ratio": moved / get_total_norm(before),
+            "weight_norm": self._sharding.total_norm(now, self._params),
+            "update_ratio": moved / self._sharding.total_norm(before, self._params),
         }
 
 
-def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+def learning_rates(optimizer: Optimizer, sharding: Sharding | None = None) -> dict[str, float]:
     """Learning rate of each group, and its ratio to the squared norm of the weights.
 
     The latter, `effective_lr`, is what moves the direction of weights whose scale does not matter (behind a normalisation).
     Groups after the first have their number in the name.
+
+    Args:
+        optimizer: With one or more groups.
+        sharding: Where parts of the parameters are; None: all are whole.
 
     References: Li et al., Robust training of neural networks using scale invariant architectures, ICML 2022, arXiv 2202.00980.
 
@@ -185,7 +224,9 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
     for number, group in enumerate(optimizer.param_groups):
         suffix = f"_{number}" if number else ""
         lr = float(group["lr"])
-        squared = float(get_total_norm([param.detach() for param in group["params"]])) ** 2
+        weights = [param.detach() for param in group["params"]]
+        norm = get_total_norm(weights) if sharding is None else sharding.total_norm(weights, group["params"])
+        squared = float(norm) ** 2
         found[f"lr{suffix}"] = lr
         found[f"effective_lr{suffix}"] = lr / squared if squared > 0.0 else float("inf")
     return found

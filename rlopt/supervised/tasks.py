@@ -19,7 +19,17 @@ from rlopt.nn import CharTransformer, CharTransformerConfig, ScaleInvariantConfi
 from rlopt.optim import OptimizerLike
 from rlopt.supervised.batches import ArrayData, Batch, TextWindows, TrainingData
 from rlopt.supervised.config import TrainerConfig
-from rlopt.supervised.losses import accuracy, bits_per_token, pixel_cross_entropy, pixel_squared_error, token_cross_entropy
+from rlopt.supervised.losses import (
+    AllOutputs,
+    AuxiliaryLoss,
+    OnLogits,
+    WithAuxiliaryLosses,
+    accuracy,
+    bits_per_token,
+    pixel_cross_entropy,
+    pixel_squared_error,
+    token_cross_entropy,
+)
 from rlopt.supervised.schedules import Schedule
 from rlopt.supervised.step import Loss
 from rlopt.supervised.trainer import Metric, Trainer
@@ -212,6 +222,7 @@ def language_model(
     model: nn.Module | None = None,
     *,
     transformer: TransformerConfig | ScaleInvariantConfig | None = None,
+    aux_loss_coefs: Mapping[str, float] | None = None,
     length: int = 64,
     batch_size: int = 12,
     num_eval_windows: int = 256,
@@ -228,6 +239,9 @@ def language_model(
         name: A data set of character codes, or its name.
         model: Network from codes (B, L) to logits (B, L, V); None: a `rlopt.nn.CharTransformer`.
         transformer: Sizes and parts of that one, with `length` as its context and `seed` as its seed; None: the defaults.
+        aux_loss_coefs: Coefficients of auxiliary losses of a `CharTransformer`, such as {"balance": 0.01, "router_z": 0.001} with
+            a mixture of experts. They are added to "loss", in training and evaluations; evaluations also have "nats", without
+            them, and each of them without its coefficient. The model of the task is then an `AllOutputs`. None: logits only.
         length: Characters in a window.
         batch_size: Windows in a batch.
         num_eval_windows: Windows of an evaluation.
@@ -236,7 +250,8 @@ def language_model(
         download: See `rlopt.data.load`.
 
     Raises:
-        ValueError: For data without characters, and for a transformer configuration with a model of your own.
+        ValueError: For data without characters, for a transformer configuration with a model of your own, and for coefficients
+            < 0 or of a model that is no `CharTransformer`; in training, for coefficients of losses that it does not have.
 
     References: Karpathy, nanoGPT, https://github.com/karpathy/nanoGPT (defaults are its setting for a CPU).
 
@@ -247,18 +262,37 @@ def language_model(
         >>> task.trainer("adam", TrainerConfig(num_steps=1)).train()["step"]
         1
     """
-    data = name if isinstance(name, Dataset) else load(name, root, download)
-    if data.inputs.ndim != 1 or data.inputs.dtype.kind not in "ui" or data.test_inputs is None or not data.target_names:
-        raise ValueError(f"language_model needs character codes with a test part and target_names, got {data!r}.")
+    windows, data = text_windows(name, length, batch_size, num_eval_windows, seed, root, download)
     if model is None:
         form = replace(TransformerConfig() if transformer is None else transformer, context=length, seed=seed)
         model = CharTransformer(CharTransformerConfig(len(data.target_names), form))
     elif transformer is not None:
         raise ValueError("transformer must be None with a model of your own: drop one of them.")
-    batches = TextWindows(
+    return text_task(f"language_model-{data.name}", model, windows, aux_loss_coefs)
+
+
+def text_windows(
+    name: str | Dataset, length: int, batch_size: int, num_eval_windows: int, seed: int, root: Path | str | None, download: bool
+) -> tuple[TextWindows, Dataset]:
+    """Windows of a text, and the data set that holds it; arguments are those of `language_model`."""
+    data = name if isinstance(name, Dataset) else load(name, root, download)
+    if data.inputs.ndim != 1 or data.inputs.dtype.kind not in "ui" or data.test_inputs is None or not data.target_names:
+        raise ValueError(f"a language model needs character codes with a test part and target_names, got {data!r}.")
+    windows = TextWindows(
         data.inputs, data.test_inputs, length=length, batch_size=batch_size, num_eval_windows=num_eval_windows, seed=seed
     )
-    return SupervisedTask(f"language_model-{data.name}", model, token_cross_entropy, batches, {"bits": bits_per_token})
+    return windows, data
+
+
+def text_task(name: str, model: nn.Module, data: TrainingData, aux_loss_coefs: Mapping[str, float] | None) -> SupervisedTask:
+    """Task of a model of text with the losses and metrics that `language_model` describes."""
+    if aux_loss_coefs is None:
+        return SupervisedTask(name, model, token_cross_entropy, data, {"bits": bits_per_token})
+    if not isinstance(model, CharTransformer):
+        raise ValueError(f"aux_loss_coefs must be None unless the model is a CharTransformer, got a {type(model).__name__}.")
+    metrics: dict[str, Metric] = {"nats": OnLogits(token_cross_entropy), "bits": OnLogits(bits_per_token)}
+    metrics |= {key: AuxiliaryLoss(key) for key in aux_loss_coefs}
+    return SupervisedTask(name, AllOutputs(model), WithAuxiliaryLosses(token_cross_entropy, dict(aux_loss_coefs)), data, metrics)
 
 
 def _as_floats(rows: Tensor, *, flat: bool = True) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,19 @@ from rlopt.optim import OptimizerLike, build_optimizer
 from rlopt.supervised.batches import Batch, TrainingData
 from rlopt.supervised.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from rlopt.supervised.config import TrainerConfig
+from rlopt.supervised.distributed import Processes
 from rlopt.supervised.draws import DrawState
 from rlopt.supervised.logs import Logs, Row
 from rlopt.supervised.schedules import Constant, Schedule
-from rlopt.supervised.step import Loss, Stepper, learning_rates, local_losses, records_layers
+from rlopt.supervised.sharded_checkpoint import merge, save_shards, split
+from rlopt.supervised.sharding import Sharding
+from rlopt.supervised.step import Loss, Stepper, layer_recorder, learning_rates, local_losses
 from rlopt.supervised.stopping import BestSoFar
 
 Metric = Callable[[Any, Tensor], Tensor]
 # Options that change the numbers of a run: a checkpoint is continued with the same ones only.
 _FIXED_OPTIONS = ("micro_batches", "clip_norm", "precision", "seed")
+_RANDOM = "_extra_state"  # ending of what layers with random numbers of their own add to a `state_dict`
 
 
 class Trainer:
@@ -40,6 +45,11 @@ class Trainer:
     versions. That holds for layers that draw from torch's generators or keep theirs in their `state_dict`.
 
     A loss or gradient that is not finite ends training before the weights are touched; the last checkpoint is the last good one.
+
+    With `parallel` in the config, processes that torchrun started (see `process_group`) train together: each draws the same batches
+    and learns from its own rows of them, so that the run is, up to rounding and dropout, that of one process; without torchrun it
+    is one. Numbers are over all processes and the same on all; the first one writes. A checkpoint can be continued by another
+    number of processes.
 
     Args:
         model: Is moved to `config.device`.
@@ -90,7 +100,15 @@ class Trainer:
         self.config = config if config is not None else TrainerConfig()
         self.device = torch.device(self.config.device)
         self.model = model.to(self.device)
+        self._processes = Processes.of(self.config)
+        self._sharding = Sharding(self.model, self.config, self._processes)
+        if isinstance(optimizer, Optimizer) and self._sharding.has_shards:
+            raise ValueError(
+                "optimizer must be a specification, a name or a callable if processes have parts of the parameters, got a "
+                f"finished {type(optimizer).__name__}."
+            )
         self.optimizer = optimizer if isinstance(optimizer, Optimizer) else build_optimizer(optimizer, self.model)
+        self._sharding.check(self.optimizer)
         self.data, self._loss = data, loss
         self.schedule: Schedule = schedule if schedule is not None else Constant()
         self.metrics = dict(metrics or {})
@@ -103,17 +121,22 @@ class Trainer:
         if stopping is not None and stopping.monitor not in ("loss", *self.metrics):
             raise ValueError(f"monitor must be one of {', '.join(('loss', *self.metrics))}, got {stopping.monitor!r}.")
         self._best = None if stopping is None else BestSoFar(stopping)
-        if self.config.compile and records_layers(self.optimizer):
-            name = type(self.optimizer).__name__
+        recorder = layer_recorder(self.optimizer)
+        if recorder is not None and self.config.compile:
+            name = type(recorder).__name__
             raise ValueError(f"compile must be False with {name}: its hooks on the layers would not be called.")
+        if recorder is not None and self._processes.size > 1:
+            name = type(recorder).__name__
+            raise ValueError(f"parallel must be 'none' with {name}: it would learn from the rows of one process only.")
         self._forward: Callable[[Tensor], Any] = torch.compile(self.model) if self.config.compile else self.model
-        self._stepper = Stepper(self.model, self._forward, loss, self.optimizer, self.config)
+        forward = self._forward if self.config.compile else self._sharding.forward()
+        self._stepper = Stepper(self.model, forward, loss, self.optimizer, self.config, self._sharding, self._processes)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.step = 0
         self.history: list[Row] = []
         self.evaluations: list[Row] = []
-        self._draws = DrawState(self.device, self.config.seed)
+        self._draws = DrawState(self.device, self._processes.seed(self.config.seed))
         self._owns_folder = False
 
     @property
@@ -139,7 +162,8 @@ class Trainer:
         self._claim_folder()
         stop = self.config.num_steps if num_steps is None else min(self.step + num_steps, self.config.num_steps)
         with contextlib.ExitStack() as stack:
-            logs = stack.enter_context(Logs(self.folder, self.step, self.config.num_steps, progress=self.config.progress))
+            folder, progress = (self.folder, self.config.progress) if self._processes.is_first else (None, False)
+            logs = stack.enter_context(Logs(folder, self.step, self.config.num_steps, progress=progress))
             stack.enter_context(self._draws.in_use())
             while self.step < stop and not self.is_finished:
                 self._train_step(logs)
@@ -152,18 +176,20 @@ class Trainer:
         factor = self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        batch = self._to_device(self.data.draw())
+        batch = self.data.draw()
+        own, weight = self._processes.share(batch, config.micro_batches, equal=self._sharding.needs_equal_shares)
         is_logged = (self.step + 1) % config.log_every == 0
         self.model.train()
         try:
-            measured = self._stepper.step(batch, self.step, measure=is_logged)
+            measured = self._stepper.step(self._to_device(own), self.step, measure=is_logged, weight=weight)
         except FloatingPointError as error:
             raise self._explain(error) from None
         self.step += 1
         logs.advance(len(batch[0]))
         if is_logged:
             numbers = dict(zip(measured, torch.stack([*measured.values()]).tolist(), strict=True))
-            row = {"step": self.step, **numbers, **learning_rates(self.optimizer), **local_losses(self.optimizer)}
+            rates = learning_rates(self.optimizer, self._sharding)
+            row = {"step": self.step, **numbers, **rates, **local_losses(self.optimizer)}
             self.history.append(row)
             logs.train_row(row)
         is_last = self.step == config.num_steps
@@ -178,22 +204,23 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Mean loss and metrics over the evaluation batches, each row counted once."""
+        """Mean loss and metrics over the evaluation batches, each row counted once; all processes must call it."""
         was_training = self.model.training
         self.model.eval()
+        self._sharding.copy_buffers()
         functions: dict[str, Metric] = {"loss": self._loss, **self.metrics}
-        sums = dict.fromkeys(functions, 0.0)
-        num_rows = 0
-        for batch in self.data.evaluation():
+        sums = torch.zeros(len(functions) + 1, dtype=torch.float64, device=self.device)  # the last one: rows
+        for batch, counts in self._processes.turns(self.data.evaluation()):
             inputs, targets = self._to_device(batch)
             with self._stepper.autocast():
                 outputs = self._forward(inputs)
                 values = torch.stack([function(outputs, targets).double() for function in functions.values()])
-            for name, value in zip(functions, values.tolist(), strict=True):
-                sums[name] += value * len(inputs)
-            num_rows += len(inputs)
+            if counts:
+                sums[:-1] += values * len(inputs)
+                sums[-1] += len(inputs)
         self.model.train(was_training)
-        return {name: total / num_rows for name, total in sums.items()}
+        *totals, num_rows = self._processes.sum(sums).tolist()
+        return {name: total / num_rows for name, total in zip(functions, totals, strict=True)}
 
     def load_best(self) -> None:
         """Give the model the weights of the best evaluation.
@@ -205,8 +232,12 @@ class Trainer:
             raise ValueError("load_best needs early_stopping and at least one evaluation; give TrainerConfig(early_stopping=...).")
         self.model.load_state_dict(self._best.weights)
 
+    def whole_state_dict(self) -> dict[str, Any]:
+        """`state_dict` of the model with whole parameters, whatever `parallel` is; all processes must call it."""
+        return self._sharding.whole_state_dict()
+
     def save(self) -> Path:
-        """Write a checkpoint to the folder.
+        """Write a checkpoint to the folder, which all processes must see; all must call it.
 
         Returns:
             Folder of the checkpoint.
@@ -222,7 +253,8 @@ class Trainer:
             self._stepper.check_parameters(self.step)
         except FloatingPointError as error:
             raise self._explain(error) from None
-        tensors = {
+        self._sharding.copy_buffers()
+        tensors: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "data": self.data.state_dict(),
@@ -237,10 +269,20 @@ class Trainer:
             "history": self.history,
             "evaluations": self.evaluations,
         }
-        return write_checkpoint(self._checkpoints, self.step, tensors, record, self.config.keep_checkpoints)
+        write_shards: Callable[[Path], None] | None = None
+        if self._processes.size > 1:
+            random = {name: value for name, value in tensors["model"].items() if name.endswith(_RANDOM)}
+            tensors["processes"] = {"random": self._processes.gather({"draws": tensors["draws"], "layers": random})}
+            tensors, shards = split(tensors, self.model, self.optimizer, self._sharding)
+            if shards:
+                write_shards = functools.partial(save_shards, shards)
+        return write_checkpoint(
+            self._checkpoints, self.step, tensors, record, self.config.keep_checkpoints,
+            processes=self._processes, write_more=write_shards,
+        )  # fmt: skip
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint in the folder.
+        """Continue from the newest checkpoint in the folder; all processes must call it, any number of them.
 
         Returns:
             Whether there was one.
@@ -248,7 +290,7 @@ class Trainer:
         Raises:
             ValueError: If it is damaged, or is that of a run with other options.
         """
-        found = [] if self.folder is None else list_checkpoints(self._checkpoints)
+        found = self._processes.from_first([] if self.folder is None else list_checkpoints(self._checkpoints))
         self._owns_folder = True
         if not found:
             return False
@@ -256,11 +298,18 @@ class Trainer:
         for name, value in self._fixed().items():
             if record["fixed"].get(name) != value:
                 raise ValueError(f"{name} must be that of the run in {found[-1]}, {record['fixed'].get(name)!r}, got {value!r}.")
-        self.model.load_state_dict(tensors["model"])
+        tensors = merge(tensors, found[-1], self.model, self.optimizer, self._sharding)
+        everyone = tensors.get("processes", {"random": [{"draws": tensors["draws"], "layers": {}}]})["random"]
+        own = everyone[self._processes.rank] if self._processes.rank < len(everyone) else None
+        self.model.load_state_dict({**tensors["model"], **({} if own is None else own["layers"])})
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.data.load_state_dict(tensors["data"])
         self._stepper.scaler.load_state_dict(tensors["scaler"])
-        self._draws.load_state_dict(tensors["draws"])
+        if own is not None:
+            self._draws.load_state_dict(own["draws"])
+        else:  # a process that was not there when the checkpoint was made
+            self._draws = DrawState(self.device, self._processes.seed(self.config.seed, record["step"]))
+            self._processes.fork_generators(self.model, record["step"])
         if self._best is not None and tensors["best"]:
             self._best.load_state_dict(tensors["best"])
         self.step, self.history, self.evaluations = record["step"], record["history"], record["evaluations"]
@@ -278,7 +327,7 @@ class Trainer:
     def _claim_folder(self) -> None:
         """Refuse to mix the checkpoints of two runs."""
         if self.folder is not None and not self._owns_folder:
-            if list_checkpoints(self._checkpoints):
+            if self._processes.from_first(bool(list_checkpoints(self._checkpoints))):
                 raise ValueError(
                     f"folder must be a new one, or resume() called first, got {self.folder} with checkpoints of a run."
                 )

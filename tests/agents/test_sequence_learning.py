@@ -232,7 +232,7 @@ def test_dqn_solves_a_short_t_maze_from_sequences() -> None:
         ({"replay_buffer_kwargs": {"n_steps": 2}}, "n_steps must be 1 with sequences, got 2"),
         ({"replay_buffer_class": IntrospectiveReplay}, "IntrospectiveReplay, which ranks"),
         ({"replay_buffer_class": DictReplayBuffer}, "needs a replay of rlopt, got DictReplayBuffer"),
-        ({"sequences": SequenceLearning(length=6)}, "at most the 6 steps of a history, got 7"),
+        ({"sequences": SequenceLearning(length=6)}, r"context must be at least burn_in \+ length \+ 1 = 7 of the sequences, got 6"),
         ({"policy_kwargs": {}}, "method check_sequences, such as TransformerExtractor, got CombinedExtractor"),
         ({"policy_kwargs": policy_kwargs(TransformerConfig(16, 1, 2, context=6))}, "must be 'rotary' or 'none'"),
         ({"policy_kwargs": policy_kwargs(pooling="mean")}, "pooling must be 'last' with sequences, got 'mean'"),

@@ -47,8 +47,8 @@ def test_option_list(capsys):
         (["--tasks", "lqg", "--agents", "ppo", "--corridor-length", "3"], "corridor_length has no effect without the task tmaze"),
         (["--agents", "dqn_sequences", "--tasks", "tmaze"], "extractors must not hold flat with dqn_sequences"),
         (
-            ["--agents", "sac_sequences", "--tasks", "pendulum", "--extractors", "moe", "--history", "4"],
-            "history must be at least 5 with sac_sequences in pendulum, got 4",
+            ["--agents", "sac_sequences", "--tasks", "pendulum", "--extractors", "moe", "--history", "3"],
+            "history must be at least 4 with sac_sequences in pendulum, got 3",
         ),
         (["--name", "a/b"], "name must be one folder without '/'"),
         (["--device", "abacus"], "abacus"),
@@ -123,7 +123,7 @@ def test_small_rewards_are_bounded_for_the_agent_and_not_in_scores():
 
 @pytest.mark.parametrize(
     ("task", "agent", "length"),
-    [("tmaze", "dqn_sequences", 11), ("pendulum", "sac_sequences", 4), ("pendulum", "td3_sequences", 4)],
+    [("tmaze", "dqn_sequences", 12), ("pendulum", "sac_sequences", 5), ("pendulum", "td3_sequences", 5)],
 )
 @pytest.mark.parametrize("extractor", ["memoryless", "gtrxl"])
 def test_sequences_are_as_long_as_the_history_allows(task, agent, length, extractor):

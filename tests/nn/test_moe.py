@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlopt.nn.assignment import assign, combine, dispatch, route
+from rlopt.nn.balance import load_loss
 from rlopt.nn.experts import Experts
-from rlopt.nn.moe import MoE, combine, dispatch, route
+from rlopt.nn.moe import MoE
 from rlopt.nn.routing import ExpertChoice, Router, TokenChoice, choose_experts, choose_tokens
 
 ROUTERS: dict[str, Router] = {
@@ -22,6 +24,8 @@ ROUTERS: dict[str, Router] = {
     "expert choice": ExpertChoice(),
     "capped expert choice": ExpertChoice(cap=2),
 }
+# Coefficient of variation of V-MoE's load, sampled below with this many draws of noise.
+NUM_DRAWS = 200_000
 every_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())
 
 
@@ -148,6 +152,38 @@ def test_routers_that_are_not_causal_let_later_tokens_change_earlier_outputs(rou
         leaks.append(not torch.allclose(layer(changed).y[:, :-1], layer(x).y[:, :-1]))
     assert not layer.causal_safe
     assert any(leaks)
+
+
+@every_router
+def test_output_alone_is_that_of_the_whole_layer(router: Router) -> None:
+    has_groups = isinstance(router, ExpertChoice) or router.capacity_factor is not None
+    layer, x = make(router, group="batch" if has_groups else "sample"), randn(3, 9, 6)
+    valid = torch.arange(9) < torch.tensor([[9], [5], [0]])
+    for mask in (None, valid):
+        assert torch.equal(layer.output(x, mask), layer(x, mask).y)
+    logits = randn(2, 9, 4)
+    one, other = assign(logits, router), route(logits, router).assignment
+    assert torch.equal(one.token, other.token)
+    assert one.sizes == other.sizes
+
+
+def test_output_alone_computes_no_losses_and_no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("computed")
+
+    for name in ("balance_loss", "router_z_loss", "router_stats"):
+        monkeypatch.setattr(f"rlopt.nn.assignment.{name}", refuse)
+    layer, x = make(TokenChoice()), randn(2, 1, 6)
+    assert layer.output(x).shape == x.shape
+    with pytest.raises(AssertionError, match="computed"):
+        layer(x)
+
+
+def test_random_output_alone_draws_as_the_whole_layer_does() -> None:
+    one, other = (make(TokenChoice(second_policy="random", jitter=0.2, noise_std=0.5)) for _ in range(2))
+    x = randn(1, 30, 6)
+    assert torch.equal(one.output(x), other(x).y)
+    assert torch.equal(one.output(x), other(x).y)
 
 
 def test_batch_groups_share_the_room_and_equal_one_long_sample() -> None:
@@ -293,6 +329,61 @@ def test_balance_losses_differ_by_what_they_count() -> None:
     assert values == pytest.approx({"first_choice": 1.0, "all_choices": 2.0, "importance": 0.0})
 
 
+def test_load_loss_is_the_variation_of_sampled_probabilities() -> None:
+    logits, noise, generator = randn(3, 4), 0.3 * randn(3, 4, seed=1), torch.Generator().manual_seed(2)
+    threshold = (logits + noise).sort(descending=True).values[:, 1:2]
+    again = logits + 0.3 * torch.randn(NUM_DRAWS, 3, 4, generator=generator, dtype=torch.float64)
+    load = (again >= threshold).double().mean(0).mean(0)
+    sampled = load.std(correction=0) ** 2 / load.mean() ** 2
+    assert load_loss(logits, logits + noise, 2, 0.3).item() == pytest.approx(sampled.item(), rel=0.02)
+    valid = torch.tensor([True, False, True])
+    assert load_loss(logits, logits + noise, 2, 0.3, valid) == load_loss(logits[[0, 2]], (logits + noise)[[0, 2]], 2, 0.3)
+    nothing = load_loss(logits.requires_grad_(), logits, 2, 0.3, torch.zeros(3, dtype=torch.bool))
+    assert nothing == 0
+    (grad,) = torch.autograd.grad(nothing, logits)
+    assert (grad == 0).all()
+
+
+def test_load_loss_of_equal_and_of_collapsed_loads() -> None:
+    equal = torch.zeros(5, 4, dtype=torch.float64)
+    assert load_loss(equal, equal, 1, 0.25).item() == pytest.approx(0.0)
+    collapsed = equal.clone()
+    collapsed[:, 2] = 10.0
+    assert load_loss(collapsed, collapsed, 1, 0.25).item() == pytest.approx(3.0)  # e - 1
+    assert torch.autograd.gradcheck(lambda x: load_loss(x, x + 0.1, 2, 0.25), randn(5, 4).requires_grad_())
+
+
+def test_noise_decides_in_training_only_and_the_load_loss_knows_it() -> None:
+    router = TokenChoice(noise_std=0.5, balance_loss="load")
+    layer, x = make(router), randn(2, 20, 6)
+    logits = (x @ layer.router_weight).flatten(0, 1)
+    state = layer.noise.generator.get_state()  # type: ignore[union-attr]
+    y, aux_losses, stats = layer(x)
+    noise = 0.5 * torch.randn(2, 20, 4, generator=torch.Generator().set_state(state)).double().flatten(0, 1)
+    torch.testing.assert_close(aux_losses["balance"], load_loss(logits, logits + noise, 2, 0.5))
+    first_two = (logits + noise).sort(descending=True).indices[:, :2]
+    assert stats.load.tolist() == torch.bincount(first_two.flatten(), minlength=4).tolist()
+    torch.testing.assert_close(stats.importance, logits.softmax(-1).mean(0))  # without noise
+    out = layer.eval()(x)
+    torch.testing.assert_close(out.aux_losses["balance"], load_loss(logits, logits, 2, 0.5))
+    torch.testing.assert_close(out.y, twin(layer, x))
+    assert not torch.allclose(out.y, y)
+
+
+@every_router
+def test_layers_run_where_algorithms_must_be_deterministic(router: Router) -> None:
+    layer, x = make(router), randn(2, 9, 6).requires_grad_()
+    expected = layer(x).y
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        y, aux_losses, _ = layer(x)
+        (y.sum() + sum(aux_losses.values())).backward()
+    finally:
+        torch.use_deterministic_algorithms(before)
+    torch.testing.assert_close(y, expected)
+
+
 def test_statistics_of_dropped_choices() -> None:
     layer = make(TokenChoice(top_k=1, capacity_factor=1.0), experts=3)
     x = torch.ones(1, 3, 6, dtype=torch.float64)
@@ -308,7 +399,9 @@ def test_statistics_of_dropped_choices() -> None:
     assert not any(value.requires_grad for value in stats if isinstance(value, Tensor))
 
 
-@pytest.mark.parametrize("options", [{"jitter": 0.3}, {"second_policy": "random"}, {"second_policy": "sampling"}])
+@pytest.mark.parametrize(
+    "options", [{"jitter": 0.3}, {"noise_std": 0.3}, {"second_policy": "random"}, {"second_policy": "sampling"}]
+)
 def test_randomness_acts_in_training_only_and_belongs_to_the_state(options: dict[str, Any]) -> None:
     layer, x = make(TokenChoice(**options)), randn(1, 30, 6)
     before = torch.random.get_rng_state()

@@ -234,6 +234,8 @@ def test_only_choices_that_ignore_other_tokens_are_safe_in_causal_models() -> No
         (TokenChoice, {"top_k": 0}, "top_k"),
         (TokenChoice, {"capacity_factor": -1.0}, "capacity_factor"),
         (TokenChoice, {"jitter": 1.0}, "jitter"),
+        (TokenChoice, {"noise_std": -0.1}, "noise_std must be >= 0"),
+        (TokenChoice, {"balance_loss": "load"}, "noise_std must be > 0 with balance_loss 'load'"),
         (TokenChoice, {"renorm": "sometimes"}, "renorm"),
         (TokenChoice, {"top_k": 1, "renorm": "before"}, "renorm"),
         (TokenChoice, {"top_k": 3, "second_policy": "random"}, "second_policy"),

@@ -224,6 +224,17 @@ def test_auxiliary_losses_are_sums_over_layers_and_not_in_the_output() -> None:
     assert make(SMALL)(x).aux_losses == {}
 
 
+def test_a_step_computes_no_losses_and_no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("computed")
+
+    model, x = make(replace(SMALL, moe=MoEConfig(num_experts=3))), draw(2, 1, 8)
+    monkeypatch.setattr("rlopt.nn.assignment.router_stats", refuse)
+    assert model.step(x, model.init_state(2))[0].shape == (2, 1, 8)
+    with pytest.raises(AssertionError, match="computed"):
+        model(x)
+
+
 def test_padding_is_not_routed() -> None:
     model, x = make(replace(SMALL, moe=MoEConfig(num_experts=3))), draw(2, 6, 8)
     valid = torch.ones(2, 6, dtype=torch.bool)
