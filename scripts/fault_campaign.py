@@ -44,8 +44,8 @@ _PHASES = {"train_freq": 16, "gradient_steps": 8}
 
 def _config(env_id: str, agent: str, replay: str, options: dict[str, Any], total_timesteps: int) -> dict[str, Any]:
     return {
-        "env_id": env_id, "agent": agent, "total_timesteps": total_timesteps, "num_evaluations": 4, "eval_episodes": 2, "device": "cpu",
-        "replay": replay, "replay_options": {}, "learning_rate_factor": 1.0, "options": options,
+        "env_id": env_id, "agent": agent, "total_timesteps": total_timesteps, "num_evaluations": 4, "eval_episodes": 2,
+        "device": "cpu", "replay": replay, "replay_options": {}, "learning_rate_factor": 1.0, "options": options,
     }  # fmt: skip
 
 

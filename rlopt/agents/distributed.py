@@ -109,7 +109,7 @@ class DistributedPPO(PPO):
 
     def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> bool:
         """Collect a rollout on each process; returns whether callbacks of all processes want to go on."""
-        goes_on = super().collect_rollouts(env, callback, *args, **kwargs)
+        goes_on = bool(super().collect_rollouts(env, callback, *args, **kwargs))
         if self._evaluator is None:
             return goes_on
         flag = th.tensor(float(goes_on), device=self.device)
