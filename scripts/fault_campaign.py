@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "experiments")]
 
 import _training  # noqa: E402  # of the experiments
+import _transformer_policy_training as _memory_training  # noqa: E402
 
 from rlopt.replay.serialization import write_state  # noqa: E402
 
@@ -49,7 +50,14 @@ def _config(env_id: str, agent: str, replay: str, options: dict[str, Any], total
     }  # fmt: skip
 
 
-# Name -> configuration of a run.
+_PPO = {
+    "environment": "cartpole", "agent": "ppo", "extractor": "memoryless", "env_options": {}, "history": 2, "total_timesteps": 12_000,
+    "num_evaluations": 4, "eval_episodes": 2, "device": "cpu",
+    "options": {"n_envs": 4, "n_steps": 32, "batch_size": 32, "n_epochs": 2, "normalize_rewards": True, "decay": True,
+                "learning_rate": 1e-3},
+}  # fmt: skip
+
+# Name -> configuration of a run, of `_memory_training` if it has an extractor, else of `_training`.
 FAMILIES: dict[str, dict[str, Any]] = {
     "dqn": _config("CartPole-v1", "dqn", "uniform", _SMALL | _PHASES, 6000),
     "dqn_prioritized": _config("CartPole-v1", "dqn", "prioritized", _SMALL | _PHASES, 6000),
@@ -57,6 +65,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ddpg": _config("Pendulum-v1", "ddpg", "reverse", _SMALL | _PHASES, 3000),
     "td3": _config("Pendulum-v1", "td3", "uniform", _SMALL | _PHASES, 3000),
     "sac": _config("Pendulum-v1", "sac", "uniform", _SMALL | _PHASES, 3000),
+    "ppo": _PPO,
 }
 
 
@@ -124,16 +133,18 @@ def _run(config: dict[str, Any], folder: Path) -> None:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         made: list[Any] = []
-        make: Callable[..., Any] = _training.make_agent
-        _training.make_agent = lambda *args: made.append(make(*args)) or made[-1]  # type: ignore[func-returns-value]
+        module: Any = _memory_training if "extractor" in config else _training
+        make: Callable[..., Any] = module.make_agent
+        module.make_agent = lambda *args: made.append(make(*args)) or made[-1]  # type: ignore[func-returns-value]
         try:
-            _training.train(config, 3, folder)
+            module.train(config, 3, folder)
         except BaseException:
             traceback.print_exc()
             raise
         agent = made[0]
         state = {name: value.numpy() for name, value in agent.policy.state_dict().items()}
-        write_state({"policy": state, "replay": agent.replay_buffer.state_dict(copy=False)}, folder / "end.npz")
+        replay = getattr(agent, "replay_buffer", None)
+        write_state({"policy": state, "replay": replay and replay.state_dict(copy=False)}, folder / "end.npz")
 
 
 def _outcome(folder: Path) -> dict[str, Any]:
