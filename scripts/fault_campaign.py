@@ -51,7 +51,8 @@ def _config(env_id: str, agent: str, replay: str, options: dict[str, Any], total
 
 
 _PPO = {
-    "environment": "cartpole", "agent": "ppo", "extractor": "memoryless", "env_options": {}, "history": 2, "total_timesteps": 12_000,
+    "environment": "cartpole", "agent": "ppo", "extractor": "memoryless", "env_options": {}, "history": 2,
+    "total_timesteps": 12_000,
     "num_evaluations": 4, "eval_episodes": 2, "device": "cpu",
     "options": {"n_envs": 4, "n_steps": 32, "batch_size": 32, "n_epochs": 2, "normalize_rewards": True, "decay": True,
                 "learning_rate": 1e-3},
