@@ -9,10 +9,9 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 import torch
-from _training import PeriodicEvaluation, make_agent
+from _training import PeriodicEvaluation, learn, make_agent
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformObservation, TransformReward
 from numpy.typing import NDArray
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import rlopt_envs  # noqa: F401  (registers the environments)
@@ -50,11 +49,8 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         seed: Seed of the agent; evaluations use seeds of their own, derived from it.
         folder: Where progress.csv and TensorBoard events go.
     """
-    agent = make_control_agent(config, seed)
-    agent.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     evaluation = ControlEvaluation(Recorder(folder), config, seed)
-    agent.learn(config["total_timesteps"], callback=evaluation, log_interval=None)
-    agent.logger.close()
+    learn(make_control_agent(config, seed), config["total_timesteps"], folder, evaluation, log_interval=None)
 
 
 def make_control_agent(config: dict[str, Any], seed: int) -> OffPolicyAlgorithm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,9 +16,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 from _comparing_optimizers import state_bytes
-from _training import Evaluation, make_agent, play
+from _training import Evaluation, learn, make_agent, play
 from numpy.typing import NDArray
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch.optim import Optimizer
 
@@ -110,7 +110,6 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         folder: Where progress.csv and TensorBoard events go.
     """
     agent = make_learner(config, seed)
-    agent.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     evaluation = CostEvaluation(
         Recorder(folder),
         partial(gym.make, config["env_id"]),
@@ -120,13 +119,14 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         seed=seed,
     )
     try:
-        agent.learn(config["total_timesteps"], callback=evaluation, log_interval=10)
+        learn(agent, config["total_timesteps"], folder, evaluation)
     except (FloatingPointError, RuntimeError, ValueError) as error:
         if not (is_divergence(error) or has_diverged(agent)):
             raise
         print(f"The training diverged in step {agent.num_timesteps}: {error}")
         evaluation.give_up()
-    agent.logger.close()
+        agent.logger.close()
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
 def make_learner(config: Mapping[str, Any], seed: int) -> OffPolicyAlgorithm:
@@ -181,6 +181,15 @@ class CostEvaluation(Evaluation):
 
     _learning_seconds = 0.0
     _phase_start: float | None = None
+
+    def state_dict(self) -> dict[str, float]:
+        """CPU seconds of learning so far."""
+        running = 0.0 if self._phase_start is None else time.process_time() - self._phase_start
+        return {"learning_seconds": self._learning_seconds + running}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._learning_seconds, self._phase_start = state["learning_seconds"], None
 
     def evaluate(self) -> float:
         """Return the mean return."""

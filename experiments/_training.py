@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,13 +13,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import CSVOutputFormat, Logger, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 
 from rlopt import agents
+from rlopt.agents import Checkpoints
 from rlopt.replay import REPLAYS
 from rlopt.study import Recorder
 
@@ -39,7 +42,6 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         folder: Where progress.csv and TensorBoard events go.
     """
     agent = make_agent(config, seed)
-    agent.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     evaluation = Evaluation(
         Recorder(folder),
         partial(gym.make, config["env_id"]),
@@ -48,8 +50,7 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         num_episodes=config["eval_episodes"],
         seed=seed,
     )
-    agent.learn(config["total_timesteps"], callback=evaluation, log_interval=10)
-    agent.logger.close()
+    learn(agent, config["total_timesteps"], folder, evaluation)
 
 
 def make_agent(config: dict[str, Any], seed: int, env: gym.Env[Any, Any] | None = None) -> OffPolicyAlgorithm:
@@ -77,6 +78,47 @@ def make_agent(config: dict[str, Any], seed: int, env: gym.Env[Any, Any] | None 
     )
 
 
+def learn(agent: Any, total_timesteps: int, folder: Path, evaluation: PeriodicEvaluation, log_interval: int | None = 10) -> None:
+    """Train an agent of rlopt, from the newest checkpoint in the folder of the run if it was stopped before.
+
+    Args:
+        agent: As it was made for the run.
+        total_timesteps: Steps of the whole run.
+        folder: Where progress.csv, TensorBoard events and `checkpoint/` go; the latter is removed when the run is done.
+        evaluation: The callback.
+        log_interval: As in Stable-Baselines3.
+    """
+    checkpoints = Checkpoints(folder / "checkpoint", every=max(total_timesteps // 20, 1))
+    agent.set_logger(continued_logger(folder, checkpoints.num_timesteps))
+    agent.learn(total_timesteps, callback=evaluation, log_interval=log_interval, checkpoints=checkpoints)
+    agent.logger.close()
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+
+
+class _AsWritten:
+    """A number as it stands in a file."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def continued_logger(folder: Path, num_timesteps: int) -> Logger:
+    """Return a logger to progress.csv and TensorBoard that keeps the rows that are there up to a step; later ones come again."""
+    path = folder / "progress.csv"
+    rows: list[dict[str, str]] = []
+    if num_timesteps and path.exists():
+        with path.open() as file:
+            rows = [row for row in csv.DictReader(file) if int(row["time/total_timesteps"] or 0) <= num_timesteps]
+    logger = configure(str(folder), ["csv", "tensorboard"])
+    writer = next(writer for writer in logger.output_formats if isinstance(writer, CSVOutputFormat))
+    for row in rows:
+        writer.write({name: _AsWritten(value) for name, value in row.items() if value}, {})
+    return logger
+
+
 class PeriodicEvaluation(BaseCallback):
     """Evaluates at equal distances and stops training after exactly the wanted steps.
 
@@ -92,6 +134,10 @@ class PeriodicEvaluation(BaseCallback):
         self._total_timesteps = total_timesteps
         points = np.linspace(0, total_timesteps, num_evaluations + 1)[1:]
         self._points = list(dict.fromkeys(int(point) for point in np.ceil(points)))
+
+    def _on_training_start(self) -> None:
+        # A run that goes on from a checkpoint has done the first ones.
+        self._points = [point for point in self._points if point > self.num_timesteps]
 
     @abstractmethod
     def evaluate(self) -> float:

@@ -11,11 +11,10 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 import torch
-from _training import Evaluation, play
+from _training import Evaluation, learn, play
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -153,8 +152,6 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         seed: Seed of the agent and its transformer; evaluations use seeds of their own, derived from it.
         folder: Where progress.csv and TensorBoard events go.
     """
-    agent = make_agent(config, seed)
-    agent.set_logger(configure(str(folder), ["csv", "tensorboard"]))
     evaluation = Evaluation(
         Recorder(folder),
         partial(make_env, config),
@@ -164,8 +161,7 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         seed=seed,
         discount=TASKS[config["environment"]].discount,
     )
-    agent.learn(config["total_timesteps"], callback=evaluation, log_interval=10)
-    agent.logger.close()
+    learn(make_agent(config, seed), config["total_timesteps"], folder, evaluation)
 
 
 def make_env(config: Mapping[str, Any], least_reward: float = -np.inf) -> gym.Env[Any, Any]:

@@ -34,6 +34,7 @@ NUMPY_ALLOWED = {
     "default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "PCG64DXSM", "Philox", "SFC64",
     "get_state", "set_state",
 }  # fmt: skip
+PYTHON_ALLOWED = {"Random", "getstate", "setstate"}
 TORCH_SEEDING = {"manual_seed", "seed", "initial_seed"}
 TORCH_DRAWS = {
     "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "normal", "bernoulli",
@@ -120,7 +121,7 @@ def global_randomness(source: str) -> list[str]:
         module, _, function = name.rpartition(".")
         draws = (
             (module == "numpy.random" and function not in NUMPY_ALLOWED)
-            or (module == "random" and function != "Random")
+            or (module == "random" and function not in PYTHON_ALLOWED)
             or (module == "torch" and function in TORCH_SEEDING)
             or (module == "torch" and function in TORCH_DRAWS and "generator" not in {k.arg for k in node.keywords})
         )

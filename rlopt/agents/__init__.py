@@ -1,6 +1,7 @@
 """Stable-Baselines3's agents with a learning step that honours every replay and every optimizer of rlopt."""
 
 from rlopt.agents.callbacks import ReplayPhaseCallback
+from rlopt.agents.checkpoints import Checkpoints
 from rlopt.agents.ddpg import DDPG
 from rlopt.agents.distributed import DistributedPPO
 from rlopt.agents.dqn import DQN
@@ -19,6 +20,7 @@ __all__ = [
     "PPO",
     "SAC",
     "TD3",
+    "Checkpoints",
     "DistributedPPO",
     "GymnasiumVecEnv",
     "HistoryWrapper",

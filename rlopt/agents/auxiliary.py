@@ -83,6 +83,14 @@ class AuxiliaryLosses:
         """Forget the losses of a pass that is not learned from by these extractors, and with them its graph."""
         _taken(self._of(network))
 
+    def state_dict(self) -> dict[str, list[th.Tensor]]:
+        """What is not logged yet."""
+        return {name: list(values) for name, values in self._values.items()}
+
+    def load_state_dict(self, state: Mapping[str, list[th.Tensor]]) -> None:
+        """Take what `state_dict` returned."""
+        self._values = {name: list(values) for name, values in state.items()}
+
     def record(self, logger: Logger) -> None:
         """Log the means since the last call as `train/aux_<name>`."""
         for name, values in self._values.items():

@@ -93,8 +93,11 @@ class DistributedPPO(PPO):
             **kwargs: As in Stable-Baselines3.
 
         Raises:
+            ValueError: For `checkpoints` with several processes, whose environments one file does not hold.
             RuntimeError: If weights of processes differ at the end.
         """
+        if self._evaluator is not None and kwargs.get("checkpoints") is not None:
+            raise ValueError("checkpoints must be None if there are several processes: use save and load.")
         super().learn(-(-total_timesteps // _size()), *args, **kwargs)
         if self._evaluator is not None:
             own = nn.utils.parameters_to_vector(self.policy.parameters()).detach()
@@ -106,7 +109,7 @@ class DistributedPPO(PPO):
 
     def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> bool:
         """Collect a rollout on each process; returns whether callbacks of all processes want to go on."""
-        goes_on = super().collect_rollouts(env, callback, *args, **kwargs)
+        goes_on = bool(super().collect_rollouts(env, callback, *args, **kwargs))
         if self._evaluator is None:
             return goes_on
         flag = th.tensor(float(goes_on), device=self.device)

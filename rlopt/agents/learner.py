@@ -14,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.optim import Optimizer
 
 from rlopt.agents.auxiliary import AuxiliaryLosses
+from rlopt.agents.checkpoints import Checkpoints
 from rlopt.optim import OptimizerLike, build_optimizer
 
 AnyLearner = TypeVar("AnyLearner", bound="Learner")
@@ -48,6 +49,7 @@ class Learner(BaseAlgorithm):
     ) -> None:
         self.optimizer = optimizer
         self.aux_loss_coefs = aux_loss_coefs
+        self._checkpoints: Checkpoints | None = None
         self._given = list(inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments)
         if optimizer is not None and "learning_rate" not in self._given:
             kwargs["learning_rate"] = 1.0
@@ -66,6 +68,46 @@ class Learner(BaseAlgorithm):
             ValueError: As the constructor.
         """
         return super().load(path, *args, **kwargs, _given_to_load=list(kwargs))
+
+    def learn(
+        self: AnyLearner, total_timesteps: int, *args: Any, checkpoints: Checkpoints | None = None, **kwargs: Any
+    ) -> AnyLearner:
+        """Train, as in Stable-Baselines3.
+
+        Args:
+            total_timesteps: Steps to train for; with `checkpoints` those of the whole run, what was done before a stop included.
+            *args: As in Stable-Baselines3.
+            checkpoints: Where checkpoints are written, and from where a stopped run goes on. None: nowhere.
+            **kwargs: As in Stable-Baselines3.
+
+        Raises:
+            ValueError: If checkpoints cannot be read or are those of another agent, or with `reset_num_timesteps=False`.
+        """
+        self._checkpoints, self._is_stopped = checkpoints, False
+        if checkpoints is None:
+            return super().learn(total_timesteps, *args, **kwargs)  # type: ignore[safe-super]  # the agent stands behind this mixin
+        with checkpoints.watching_signals():
+            super().learn(total_timesteps, *args, **kwargs)  # type: ignore[safe-super]  # the agent stands behind this mixin
+            if not self._is_stopped:
+                checkpoints.finish(self)
+        return self
+
+    def _setup_learn(self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any) -> Any:
+        if self._checkpoints is not None and not reset_num_timesteps:
+            raise ValueError("reset_num_timesteps must be True with checkpoints: total_timesteps are those of the whole run.")
+        found = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+        if self._checkpoints is not None:
+            self._checkpoints.resume(self, found[1])
+        return found
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> Any:
+        """Act, as in Stable-Baselines3; before it is the moment for checkpoints, between two phases of learning."""
+        if self._checkpoints is not None:
+            self._checkpoints.visit(self)
+        rollout = super().collect_rollouts(*args, **kwargs)  # type: ignore[misc]  # the agent stands behind this mixin
+        # A callback that stops training does so in the middle of a step: nothing can go on from there.
+        self._is_stopped = not getattr(rollout, "continue_training", rollout)
+        return rollout
 
     def _setup_model(self) -> None:
         self._given += self.__dict__.pop("_given_to_load", [])
@@ -115,7 +157,7 @@ class Learner(BaseAlgorithm):
         self.logger.record("train/learning_rate", every[0].param_groups[0]["lr"])
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_own_rates", "_aux"]
+        return [*super()._excluded_save_params(), "_own_rates", "_aux", "_checkpoints"]
 
 
 def mean_of(values: list[th.Tensor]) -> float:

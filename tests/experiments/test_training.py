@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -166,3 +170,34 @@ def test_play_stacks_dict_observations():
             return observations["a"], None
 
     assert play(DictEcho(), [DictCounting(), DictCounting()], [2, 1]) == [3, 1]
+
+
+def logged(folder):
+    with (folder / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def test_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    (tmp_path / "whole").mkdir()
+    whole = trained(tmp_path / "whole", monkeypatch, total_timesteps=1500)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    code = (
+        "import json, sys; from pathlib import Path; from _training import train; "
+        "train(json.loads(sys.argv[1]), 3, Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, json.dumps({**CONFIG, "total_timesteps": 1500}), str(killed)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    while process.poll() is None and not (killed / "checkpoint" / "step_0000000608.npz").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "checkpoint" / "step_0000001504.npz").exists()
+    again = trained(killed, monkeypatch, total_timesteps=1500)
+    assert np.array_equal(weights(again), weights(whole))
+    assert [(row.step, row.score) for row in read_evaluations(killed)] == [
+        (row.step, row.score) for row in read_evaluations(tmp_path / "whole")
+    ]
+    assert logged(killed) == logged(tmp_path / "whole")
+    assert not (killed / "checkpoint").exists()
