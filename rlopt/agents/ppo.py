@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -14,6 +14,8 @@ from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
 from rlopt.agents.learner import Learner, mean_of
 from rlopt.agents.optimizing import Evaluation, grad_norm_bound, take_step
+
+AnyPPO = TypeVar("AnyPPO", bound="PPO")
 
 LOGGED = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "clip_fraction", "approx_kl")
 """Names in the log of what an evaluation returns."""
@@ -51,6 +53,23 @@ class PPO(Learner, SB3PPO):
         assert self.optimizer is not None
         self.policy.optimizer = self._built(self.optimizer, self.policy)  # type: ignore[arg-type]  # it refuses mappings
         self.max_grad_norm = grad_norm_bound(self.policy.optimizer, self.max_grad_norm, "max_grad_norm" in self._given)
+
+    def learn(
+        self: AnyPPO, total_timesteps: int, callback: Any = None, log_interval: int | None = 1, *args: Any, **kwargs: Any
+    ) -> AnyPPO:
+        """Train, see `rlopt.agents.learner.Learner.learn`."""
+        self._log_interval = log_interval
+        if kwargs.get("checkpoints") is not None and log_interval is not None:
+            log_interval = 1  # `dump_logs` counts the iterations of the whole run, which Stable-Baselines3 does not
+        return super().learn(total_timesteps, callback, log_interval, *args, **kwargs)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log data, as in Stable-Baselines3; after a stop the iterations go on from the checkpoint."""
+        if self._checkpoints is not None and self._log_interval is not None:
+            iteration += self._num_timesteps_at_start // (self.n_steps * self.n_envs)
+            if iteration % self._log_interval != 0:
+                return
+        super().dump_logs(iteration)
 
     def train(self) -> None:
         """Do `n_epochs` passes over the rollout, in batches of `batch_size`."""

@@ -152,7 +152,7 @@ def train(case: str, folder: Path, checkpoints: Checkpoints | None) -> dict[str,
     callback = None
     if case == "ppo_acrobot":
         callback = EvalCallback(make_vec_env("Acrobot-v1", seed=7), n_eval_episodes=1, eval_freq=50, verbose=0, warn=False)
-    agent.learn(TOTAL, callback=callback, log_interval=1, checkpoints=checkpoints)
+    agent.learn(TOTAL, callback=callback, log_interval=2 if case == "ppo_acrobot" else 1, checkpoints=checkpoints)
     found = {**digest(agent), "rows": rows(folder)}
     if callback is not None:
         found["best"] = [callback.best_mean_reward, callback.n_calls]
