@@ -37,8 +37,8 @@ _OF_EPISODE = ("_last_episode_starts", "_last_obs", "_last_original_obs")
 _LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
 # Options that must be the same when a run goes on; they are compared where an agent has them.
 _OPTIONS = (
-    "gamma", "batch_size", "n_envs", "learning_starts", "tau", "gradient_steps", "target_update_interval", "policy_delay",
-    "n_steps", "n_epochs", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "buffer_size", "double_q", "use_sde", "seed",
+    "learning_rate", "gamma", "batch_size", "n_envs", "learning_starts", "tau", "gradient_steps", "target_update_interval",
+    "policy_delay", "n_steps", "n_epochs", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "buffer_size", "double_q", "use_sde", "seed",
 )  # fmt: skip
 
 
@@ -279,7 +279,7 @@ def _options(agent: Any) -> dict[str, Any]:
     plain = {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str))}
     optimizer = getattr(agent, "optimizer", None)
     known = optimizer is None or isinstance(optimizer, (str, dict)) or dataclasses.is_dataclass(optimizer)
-    return {**plain, "optimizer": repr(optimizer) if known else type(optimizer).__name__}
+    return {"optimizer": repr(optimizer) if known else type(optimizer).__name__, **plain}
 
 
 def _parts(callback: BaseCallback | None) -> list[BaseCallback]:

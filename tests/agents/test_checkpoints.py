@@ -104,6 +104,7 @@ def test_damaged_checkpoint_is_told_and_the_one_before_used(tmp_path: Path, dama
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"learning_rate": 0.5}, "learning_rate must be 0.0001 as in"),
         ({"gamma": 0.9}, "gamma must be 0.99 as in .*, got 0.9"),
         ({"buffer_size": 300}, "buffer_size must be 200"),
         ({"optimizer": "sgd"}, "optimizer must be 'None'"),
