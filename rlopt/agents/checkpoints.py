@@ -38,7 +38,8 @@ _LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
 # Options that must be the same when a run goes on; they are compared where an agent has them.
 _OPTIONS = (
     "learning_rate", "gamma", "batch_size", "n_envs", "learning_starts", "tau", "gradient_steps", "target_update_interval",
-    "policy_delay", "n_steps", "n_epochs", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "buffer_size", "double_q", "use_sde", "seed",
+    "policy_delay", "n_steps", "n_epochs", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "buffer_size",
+    "double_q", "use_sde", "seed",
 )  # fmt: skip
 
 
