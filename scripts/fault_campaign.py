@@ -37,7 +37,7 @@ sys.path[:0] = [str(ROOT / "experiments")]
 import _training  # noqa: E402  # of the experiments
 import _transformer_policy_training as _memory_training  # noqa: E402
 
-from rlopt.replay.serialization import write_state  # noqa: E402
+from rlopt.files.state_file import write_state  # noqa: E402
 
 _SMALL = {"learning_starts": 100, "batch_size": 16, "buffer_size": 600, "net_arch": [16], "learning_rate": 1e-3}
 _PHASES = {"train_freq": 16, "gradient_steps": 8}

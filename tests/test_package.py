@@ -14,14 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> rooms of rlopt that it may import. A new room is entered here, with what it stands on.
 MAY_IMPORT: dict[str, set[str]] = {
-    "replay": set(),
+    "": {"files"},  # rlopt itself, for `rlopt.load`
+    "files": set(),
+    "replay": {"files"},
     "optim": set(),
     "nn": set(),
     "sysid": {"replay"},  # estimators learn from replays, and "backwards" is defined there
     "data": set(),
     "rlopt_envs": set(),
-    "agents": {"replay", "optim", "nn"},
-    "supervised": {"optim", "nn", "data"},
+    "agents": {"files", "replay", "optim", "nn"},
+    "supervised": {"files", "optim", "nn", "data"},
     "study": set(),
 }
 # Modules directly in rlopt/ that put the rooms together; no room imports them.

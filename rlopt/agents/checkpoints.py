@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import random
-import re
+import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-import numpy as np
-import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.callbacks import BaseCallback
 
-from rlopt.agents.plain_state import CannotBeSaved, give_state, take_state
-from rlopt.agents.plain_tree import decode, encode
+from rlopt.agents.agent_state import give_agent, take_agent
+from rlopt.files.checkpoint import finish, list_checkpoints, make_scratch, read_manifest, remove_all_but
+from rlopt.files.state_file import read_state, write_state
 from rlopt.replay.buffer import Replay
-from rlopt.replay.serialization import read_state, write_state
+from rlopt.replay.segments import read_segments, write_segments
 
-FORMAT = "rlopt-agent-1"
-_NAME = re.compile(r"step_(\d+)\.npz")
-# What changes while an agent trains, besides networks, optimizers, replay, environment and generators.
-_COUNTERS = (
-    "num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate", "_current_progress_remaining", "action_noise",
-    "ep_info_buffer", "ep_success_buffer", "_last_episode_starts", "_last_obs", "_last_original_obs", "_diagnostics", "_aux",
-)  # fmt: skip
-_OF_EPISODE = ("_last_episode_starts", "_last_obs", "_last_original_obs")
-_LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
-# Options that must be the same when a run goes on; they are compared where an agent has them.
-_OPTIONS = (
-    "learning_rate", "gamma", "batch_size", "n_envs", "learning_starts", "tau", "gradient_steps", "target_update_interval",
-    "policy_delay", "n_steps", "n_epochs", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "buffer_size",
-    "double_q", "use_sde", "seed",
-)  # fmt: skip
+_KIND, _STATE, _SEGMENTS = "agent", "state.npz", "replay"
 
 
 class Checkpoints:
@@ -56,8 +39,13 @@ class Checkpoints:
     of any environment and wrapper with `state_dict` and `load_state_dict`. Other environments (Box2D, those in other processes)
     begin new episodes after a stop; `restarts_episodes` says why, and a warning does.
 
-    Files hold arrays and JSON, no code; they appear complete or not at all, and reading checks their sums. If the newest is
-    damaged, a warning says so and the one before is used.
+    Each is a folder `step_<steps>` of arrays and JSON, without code, that appears complete or not at all; `manifest.json` says what
+    it is and has the checksum of each file. Transitions of a replay are written once: a checkpoint adds a file with those that came
+    since the one before, and links to the files of that one, so that every folder is complete by itself. If the newest is damaged,
+    a warning says so and the one before is used. If one cannot be written, because the disk is full for instance, a warning says
+    so and training goes on.
+
+    `load` of an agent makes one of a checkpoint, to be used or trained further; see `rlopt.agents.learner.Learner.load`.
 
     The first SIGINT or SIGTERM lets the update finish, writes a checkpoint, and is then delivered again, so that the process ends
     as it would have (exit status 130 or 143); a second one acts at once.
@@ -94,13 +82,12 @@ class Checkpoints:
         self._callback: BaseCallback | None = None
         self._signal: int | None = None
         self._newest: tuple[Path, dict[str, Any]] | None = None  # read and not yet used
+        self._damaged: list[Path] = []
+        self._linkable: tuple[Path, int] | None = None  # last checkpoint, and `num_resets` of the storage then
 
     def paths(self) -> list[Path]:
         """The checkpoints in the folder, the oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-        return [path for _, path in sorted(found)]
+        return list_checkpoints(self.folder)
 
     def resume(self, agent: BaseAlgorithm, callback: BaseCallback | None = None) -> bool:
         """Give an agent, whose `learn` is set up, the state of the newest checkpoint that can be read.
@@ -113,14 +100,20 @@ class Checkpoints:
             Whether there was one.
 
         Raises:
-            ValueError: If there are checkpoints and none can be read, or that of another agent.
+            ValueError: If there are checkpoints and none can be read, or that of another agent, or if the folder cannot be written.
         """
-        self._callback, self._saved_at = callback, 0
-        newest, self._newest = self._newest or self._read(), None
+        self._callback, self._saved_at, self._linkable = callback, 0, None
+        try:
+            make_scratch(self.folder).rmdir()
+        except OSError as error:
+            raise ValueError(f"folder must be one that can be written, got {str(self.folder)!r} ({error}).") from None
+        newest, self._newest = self._newest or self.read(), None
         if newest is None:
             return False
-        _load(agent, newest[1], callback, newest[0])
+        path, state = newest
+        give_agent(agent, state, callback, path)
         self._saved_at = agent.num_timesteps
+        self._note_linkable(path, agent)
         return True
 
     @property
@@ -130,21 +123,22 @@ class Checkpoints:
         Raises:
             ValueError: If there are checkpoints and none can be read.
         """
-        self._newest = self._newest or self._read()
+        self._newest = self._newest or self.read()
         return 0 if self._newest is None else int(self._newest[1]["counters"]["num_timesteps"])
 
-    def _read(self) -> tuple[Path, dict[str, Any]] | None:
-        """Path and content of the newest checkpoint that can be read."""
+    def read(self) -> tuple[Path, dict[str, Any]] | None:
+        """Path and state of the newest checkpoint that can be read, None if there is none.
+
+        Raises:
+            ValueError: If there are checkpoints and none can be read.
+        """
         paths = self.paths()
         for path in reversed(paths):
             try:
-                state = decode(read_state(path))
+                return path, read_agent(path)
             except ValueError as error:
                 warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=3)
-            else:
-                if state.get("format") != FORMAT:
-                    raise ValueError(f"{path} must be a checkpoint of an agent, got the format {state.get('format')!r}.")
-                return path, state
+                self._damaged.append(path)
         if paths:
             raise ValueError(f"no checkpoint in {self.folder} can be read: move them away to start again.")
         return None
@@ -153,7 +147,7 @@ class Checkpoints:
         """Write a checkpoint if it is time, or if a signal asks for the end."""
         due = agent.num_timesteps - self._saved_at >= self.every
         if due or (self._signal is not None and agent.num_timesteps > self._saved_at):
-            self.save(agent)
+            self._try_to_save(agent)
         if self._signal is not None:
             raise _Ended(self._signal)
 
@@ -161,23 +155,65 @@ class Checkpoints:
         """Write a checkpoint, and remove all but the newest.
 
         Returns:
-            The file.
+            Its folder.
 
         Raises:
             OSError: If it cannot be written; those before stay.
         """
-        state, self.restarts_episodes = _take(agent, self._callback)
-        path = self.folder / f"step_{agent.num_timesteps:010d}.npz"
-        write_state(encode(state), path)
+        state, self.restarts_episodes = take_agent(agent, self._callback)
+        replay: Any = getattr(agent, "replay_buffer", None)
+        path = self.folder / f"step_{agent.num_timesteps:010d}"
+        scratch = make_scratch(self.folder)
+        known: dict[str, Any] = {}
+        try:
+            if isinstance(replay, Replay):
+                state["replay"]["storage"].pop("parts")
+                before = self._linkable[0] if self._linkable and self._linkable[1] == replay.storage.num_resets else None
+                linked = write_segments(replay.storage, scratch / _SEGMENTS, before and before / _SEGMENTS)
+                if before is not None and linked:
+                    files = read_manifest(before, check_files=False)["files"]
+                    known = {f"{_SEGMENTS}/{name}": files[f"{_SEGMENTS}/{name}"] for name in linked}
+            write_state(state, scratch / _STATE)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        manifest = {
+            "kind": _KIND,
+            "agent": type(agent).__name__,
+            "num_timesteps": agent.num_timesteps,
+            "restarts_episodes": self.restarts_episodes,
+            "rlopt": version("rlopt"),
+        }
+        finish(scratch, path, manifest, known)
         self._saved_at = agent.num_timesteps
-        for old in self.paths()[: -self.keep]:
-            old.unlink()
+        self._note_linkable(path, agent)
+        for damaged in self._damaged:  # the part of the run behind this one is done again
+            if damaged != path:
+                shutil.rmtree(damaged, ignore_errors=True)
+        self._damaged.clear()
+        remove_all_but(self.folder, self.keep)
         return path
 
     def finish(self, agent: BaseAlgorithm) -> None:
         """Write the checkpoint at the end of `learn`, unless there is one already."""
         if agent.num_timesteps > self._saved_at:
+            self._try_to_save(agent)
+
+    def _try_to_save(self, agent: BaseAlgorithm) -> None:
+        try:
             self.save(agent)
+        except OSError as error:
+            good = [path.name for path in self.paths() if path not in self._damaged]
+            warnings.warn(
+                f"The checkpoint after {agent.num_timesteps} steps could not be written ({error}); the newest is "
+                f"{good[-1] if good else 'none'}. Training does not stop for it: make room for the next.",
+                stacklevel=3,
+            )
+            self._saved_at = agent.num_timesteps
+
+    def _note_linkable(self, path: Path, agent: Any) -> None:
+        replay = getattr(agent, "replay_buffer", None)
+        self._linkable = (path, replay.storage.num_resets) if isinstance(replay, Replay) else None
 
     @contextlib.contextmanager
     def watching_signals(self) -> Iterator[None]:
@@ -207,110 +243,14 @@ class _Ended(BaseException):
     """Raised to leave training after a signal."""
 
 
-def _take(agent: Any, callback: BaseCallback | None) -> tuple[dict[str, Any], str | None]:
-    """Return the state of an agent, and why that of its environment is not in it."""
-    modules, variables = agent._get_torch_save_params()
-    env, reason = None, None
-    try:
-        env = take_state(agent.env)
-    except CannotBeSaved as error:
-        reason = str(error)
-        if agent.num_timesteps:
-            warnings.warn(f"After a stop the environment begins new episodes: {reason}.", stacklevel=4)
-    counters = {name: take_state(getattr(agent, name)) for name in _COUNTERS if hasattr(agent, name)}
-    if env is None:
-        for name in _OF_EPISODE:
-            counters.pop(name, None)
-    replay = getattr(agent, "replay_buffer", None)
-    state = {
-        "format": FORMAT,
-        "agent": type(agent).__name__,
-        "options": _options(agent),
-        "counters": counters,
-        "modules": {name: recursive_getattr(agent, name).state_dict() for name in modules},
-        "variables": {name: recursive_getattr(agent, name) for name in variables},
-        "replay": replay.state_dict(copy=False) if isinstance(replay, Replay) else None if replay is None else take_state(replay),
-        "env": env,
-        "callbacks": [_state_or_none(part) for part in _parts(callback)],
-        "logger": take_state({name: dict(getattr(agent.logger, name)) for name in _LOGGED}),
-        "spaces": take_state(agent.action_space),
-        "random": _take_random(),
-    }
-    return state, reason
+def read_agent(path: Path) -> dict[str, Any]:
+    """Return the state of an agent in the folder of a checkpoint; the transitions of its replay are read when they are taken.
 
-
-def _load(agent: Any, state: dict[str, Any], callback: BaseCallback | None, path: Path) -> None:
-    if state["agent"] != type(agent).__name__:
-        raise ValueError(f"{path} is a checkpoint of {state['agent']}, got a {type(agent).__name__}.")
-    options = _options(agent)
-    for name, value in state["options"].items():
-        if options.get(name) != value:
-            raise ValueError(
-                f"{name} must be {value!r} as in {path}, got {options.get(name)!r}; take another folder for another run."
-            )
-    try:
-        for name, part in state["modules"].items():
-            recursive_getattr(agent, name).load_state_dict(part)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} holds other networks or optimizers than the agent: {' '.join(str(error).split())}") from None
-    with th.no_grad():
-        for name, value in state["variables"].items():
-            recursive_getattr(agent, name).copy_(value)
-    for name, value in state["counters"].items():
-        setattr(agent, name, give_state(getattr(agent, name), value))
-    agent._num_timesteps_at_start = agent.num_timesteps
-    replay = getattr(agent, "replay_buffer", None)
-    if isinstance(replay, Replay):
-        replay.load_state_dict(state["replay"])
-    elif replay is not None:
-        give_state(replay, state["replay"])
-    if state["env"] is not None:
-        give_state(agent.env, state["env"])
-    for part, saved in zip(_parts(callback), state["callbacks"], strict=False):
-        if saved is not None:
-            give_state(part, saved)
-    for name, values in state["logger"].items():
-        getattr(agent.logger, name).update(values)
-    give_state(agent.action_space, state["spaces"])
-    _give_random(state["random"])
-
-
-def _options(agent: Any) -> dict[str, Any]:
-    found = {name: getattr(agent, name) for name in _OPTIONS if hasattr(agent, name)}
-    plain = {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str))}
-    optimizer = getattr(agent, "optimizer", None)
-    known = optimizer is None or isinstance(optimizer, (str, dict)) or dataclasses.is_dataclass(optimizer)
-    return {"optimizer": repr(optimizer) if known else type(optimizer).__name__, **plain}
-
-
-def _parts(callback: BaseCallback | None) -> list[BaseCallback]:
-    """Callbacks in a tree of them, in order."""
-    if callback is None:
-        return []
-    if isinstance(callback, CallbackList):
-        return [found for part in callback.callbacks for found in _parts(part)]
-    return [callback]
-
-
-def _state_or_none(callback: BaseCallback) -> Any:
-    try:
-        return take_state(callback)
-    except CannotBeSaved:
-        return None
-
-
-def _take_random() -> dict[str, Any]:
-    return {
-        "torch": th.get_rng_state(),
-        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
-        "numpy": np.random.get_state(),  # noqa: NPY002  # Stable-Baselines3 draws from it
-        "python": random.getstate(),
-    }
-
-
-def _give_random(state: Mapping[str, Any]) -> None:
-    th.set_rng_state(state["torch"])
-    if state["cuda"] and th.cuda.is_available():
-        th.cuda.set_rng_state_all(state["cuda"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    random.setstate(state["python"])
+    Raises:
+        ValueError: If it is no checkpoint of an agent, or a damaged one.
+    """
+    read_manifest(path, _KIND)
+    state = read_state(path / _STATE)
+    if (path / _SEGMENTS).is_dir():
+        state["replay"]["storage"]["parts"] = read_segments(path / _SEGMENTS)
+    return state

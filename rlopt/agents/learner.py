@@ -13,11 +13,16 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.optim import Optimizer
 
+from rlopt.agents.agent_loading import load_agent
 from rlopt.agents.auxiliary import AuxiliaryLosses
 from rlopt.agents.checkpoints import Checkpoints
 from rlopt.optim import OptimizerLike, build_optimizer
 
 AnyLearner = TypeVar("AnyLearner", bound="Learner")
+
+
+# Arguments that tell where an agent lives and what it prints, not what it is.
+_NOT_OF_THE_AGENT = ("env", "device", "verbose", "tensorboard_log", "_init_setup_model")
 
 
 class Learner(BaseAlgorithm):
@@ -40,6 +45,15 @@ class Learner(BaseAlgorithm):
             well, or if a mapping has other keys. If `aux_loss_coefs` has no effect or a factor outside its range.
     """
 
+    made_with: dict[str, Any] | None
+    """Arguments of the constructor without the environment, by name; None if unknown, because Stable-Baselines3 loaded it."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Learner:
+        """Note the arguments, those of subclasses included."""
+        learner = super().__new__(cls)
+        learner.made_with = dict(kwargs)
+        return learner
+
     def __init__(
         self,
         *args: Any,
@@ -50,24 +64,52 @@ class Learner(BaseAlgorithm):
         self.optimizer = optimizer
         self.aux_loss_coefs = aux_loss_coefs
         self._checkpoints: Checkpoints | None = None
-        self._given = list(inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments)
+        arguments = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
+        self._given = list(arguments)
+        given = {**arguments, **(self.made_with or {})}
+        self.made_with = {name: value for name, value in given.items() if name not in _NOT_OF_THE_AGENT}
         if optimizer is not None and "learning_rate" not in self._given:
             kwargs["learning_rate"] = 1.0
         super().__init__(*args, **kwargs)
 
     @classmethod
-    def load(cls: type[AnyLearner], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> AnyLearner:
-        """Load a saved agent, as Stable-Baselines3 does; what is given here counts as given to the constructor.
+    def load(
+        cls: type[AnyLearner],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: Any = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> AnyLearner:
+        """Make an agent of a checkpoint, or load a file that `save` wrote, as Stable-Baselines3 does.
+
+        A checkpoint (see `rlopt.agents.Checkpoints`) holds no code, so it may come from anybody. A file of `save` is unpickled,
+        which runs whatever its author put there: load your own ones only.
 
         Args:
-            path: The file.
-            *args: As in Stable-Baselines3.
-            **kwargs: As in Stable-Baselines3.
+            path: Folder of a checkpoint, or of several, of which the newest is taken; or the file.
+            env: Environment of the agent; None: it can predict, not train.
+            device: Where networks live.
+            custom_objects: Of files of `save`.
+            print_system_info: Of files of `save`.
+            force_reset: Of files of `save`. An agent made of a checkpoint begins new episodes.
+            **kwargs: Arguments of the constructor that differ. Those which a checkpoint cannot hold (functions such as schedules,
+                and objects such as action noise) have to be given again. For files of `save` they count as given to the
+                constructor.
 
         Raises:
-            ValueError: As the constructor.
+            ValueError: If it is no checkpoint of such an agent, arguments are missing, or as the constructor.
         """
-        return super().load(path, *args, **kwargs, _given_to_load=list(kwargs))
+        if isinstance(path, str | pathlib.Path) and pathlib.Path(path).is_dir():
+            made: AnyLearner = load_agent(cls, pathlib.Path(path), env, device, kwargs)
+            return made
+        agent = super().load(
+            path, env, device, custom_objects, print_system_info, force_reset, **kwargs, _given_to_load=list(kwargs)
+        )
+        agent.made_with = None
+        return agent
 
     def learn(
         self: AnyLearner, total_timesteps: int, *args: Any, checkpoints: Checkpoints | None = None, **kwargs: Any
@@ -157,7 +199,7 @@ class Learner(BaseAlgorithm):
         self.logger.record("train/learning_rate", every[0].param_groups[0]["lr"])
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_own_rates", "_aux", "_checkpoints"]
+        return [*super()._excluded_save_params(), "_own_rates", "_aux", "_checkpoints", "made_with"]
 
 
 def mean_of(values: list[th.Tensor]) -> float:

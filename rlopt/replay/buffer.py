@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
+from rlopt.files.state_file import read_state, write_state
 from rlopt.replay.batch import ReplayBatch, TDErrorFunction
 from rlopt.replay.sampler import Draw, Sampler, ScoreFunction
 from rlopt.replay.sequences import PivotPlace, SequenceBatch, fold, plan_sequences
-from rlopt.replay.serialization import read_state, write_state
 from rlopt.replay.storage import Layout, Observation, TransitionStorage
 
 SCORE_BATCH_SIZE = 4096
@@ -407,6 +407,7 @@ class Replay(ReplayBuffer):
     def _signature(self) -> dict[str, Any]:
         """What must agree between a saved buffer and the one that takes its state."""
         return {
+            "version": 2,
             "replay": type(self).__name__,
             "sampler": type(self.sampler).__name__,
             "capacity": self.storage.capacity,

@@ -1,23 +1,19 @@
-"""Checkpoints: folders that appear complete or not at all, and hold nothing but numbers."""
+"""Checkpoints of a trainer: folders of arrays and JSON, written by one process or by many."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from rlopt.files.checkpoint import finish, make_scratch, read_manifest, remove_all_but
+from rlopt.files.state_file import read_state, write_state
 from rlopt.supervised.distributed import Processes
 
-_TENSORS, _RECORD = "tensors.pt", "record.json"
-_UNFINISHED = ".new-"
-_NAME = re.compile(r"step_(\d+)")
+_KIND, _STATE = "trainer", "state.npz"
 
 
 def write_checkpoint(
@@ -37,56 +33,32 @@ def write_checkpoint(
     Args:
         folder: Folder of the checkpoints; made if it is not there.
         step: Number of finished steps.
-        tensors: Nested dictionaries and lists of tensors and numbers.
-        record: What JSON can express.
+        tensors: What `rlopt.files.state_file.write_state` takes.
+        record: What JSON can express; it stands in the manifest.
         keep: Checkpoints to keep, >= 1.
         processes: All of them call this, and the folder is the same for all; the first writes. None: there is one.
         write_more: Called by all processes with the folder under its temporary name, to write more into it.
 
     Returns:
         The folder of the new checkpoint.
+
+    Raises:
+        OSError: If it cannot be written; those before stay.
     """
     processes = Processes(together=False) if processes is None else processes
-    scratch = processes.from_first(_make_scratch(folder) if processes.is_first else folder)
+    scratch = processes.from_first(make_scratch(folder) if processes.is_first else folder)
     target = folder / f"step_{step:08d}"
     if write_more is not None:
         write_more(scratch)
     if processes.is_first:
-        _finish(scratch, target, tensors, record)
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        try:
+            write_state(tensors, scratch / _STATE)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        finish(scratch, target, {"kind": _KIND, "rlopt": version("rlopt"), "record": record})
+        remove_all_but(folder, keep)
     return processes.from_first(target)  # when it is there
-
-
-def _make_scratch(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"{_UNFINISHED}*"):  # of a run that was killed while it wrote
-        shutil.rmtree(stale)
-    return Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
-
-
-def _finish(scratch: Path, target: Path, tensors: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    try:
-        with (scratch / _TENSORS).open("wb") as file:
-            torch.save(dict(tensors), file)
-            os.fsync(file.fileno())
-        with (scratch / _RECORD).open("w", encoding="utf-8") as text:
-            json.dump(record, text, indent=1)
-            text.flush()
-            os.fsync(text.fileno())
-        os.chmod(scratch, 0o755)  # mkdtemp's folders are for their owner only
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(scratch, target)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step_*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -96,13 +68,25 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         Tensors and record, as they were given to `write_checkpoint`.
 
     Raises:
-        ValueError: If the folder does not hold a complete checkpoint.
+        ValueError: If it is no checkpoint of a trainer, or a damaged one.
     """
-    try:
-        tensors = torch.load(path / _TENSORS, map_location="cpu", weights_only=True)
-        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
-    except Exception as error:  # what torch.load raises for a damaged file has many types
-        raise ValueError(
-            f"{path} must hold a complete checkpoint ({_TENSORS}, {_RECORD}), got {type(error).__name__}: {error}"
-        ) from None
-    return tensors, record
+    manifest = read_manifest(path, _KIND)
+    return read_state(path / _STATE), manifest["record"]
+
+
+def newest_good(paths: Sequence[Path]) -> Path | None:
+    """Return the last of the checkpoints that is as it was written; a warning tells of those that are not. None: there is none.
+
+    Raises:
+        ValueError: If there are some and none is good.
+    """
+    for path in reversed(paths):
+        try:
+            read_manifest(path, _KIND)
+        except ValueError as error:
+            warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=3)
+        else:
+            return path
+    if paths:
+        raise ValueError(f"no checkpoint in {paths[-1].parent} can be read: move them away to start again.")
+    return None

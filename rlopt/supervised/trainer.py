@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlopt.files.checkpoint import list_checkpoints
 from rlopt.optim import OptimizerLike, build_optimizer
 from rlopt.supervised.batches import Batch, TrainingData
-from rlopt.supervised.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+from rlopt.supervised.checkpoint import newest_good, read_checkpoint, write_checkpoint
 from rlopt.supervised.config import TrainerConfig
 from rlopt.supervised.distributed import Processes
 from rlopt.supervised.draws import DrawState
@@ -288,17 +289,18 @@ class Trainer:
             Whether there was one.
 
         Raises:
-            ValueError: If it is damaged, or is that of a run with other options.
+            ValueError: If it is that of a run with other options, or none can be read. A damaged one is passed over with a warning.
         """
-        found = self._processes.from_first([] if self.folder is None else list_checkpoints(self._checkpoints))
+        saved = [] if self.folder is None else list_checkpoints(self._checkpoints)
+        path = self._processes.from_first(newest_good(saved) if self._processes.is_first else None)
         self._owns_folder = True
-        if not found:
+        if path is None:
             return False
-        tensors, record = read_checkpoint(found[-1])
+        tensors, record = read_checkpoint(path)
         for name, value in self._fixed().items():
             if record["fixed"].get(name) != value:
-                raise ValueError(f"{name} must be that of the run in {found[-1]}, {record['fixed'].get(name)!r}, got {value!r}.")
-        tensors = merge(tensors, found[-1], self.model, self.optimizer, self._sharding)
+                raise ValueError(f"{name} must be that of the run in {path}, {record['fixed'].get(name)!r}, got {value!r}.")
+        tensors = merge(tensors, path, self.model, self.optimizer, self._sharding)
         everyone = tensors.get("processes", {"random": [{"draws": tensors["draws"], "layers": {}}]})["random"]
         own = everyone[self._processes.rank] if self._processes.rank < len(everyone) else None
         self.model.load_state_dict({**tensors["model"], **({} if own is None else own["layers"])})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections import deque
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecNormalize
 
-from rlopt.agents import DQN, PPO, Checkpoints
+from rlopt.agents import DQN, PPO, SAC, Checkpoints
+from rlopt.agents.making import describe_space, revive, revive_space
 from rlopt.agents.plain_state import give_state, take_state
-from rlopt.agents.plain_tree import decode, encode
-from rlopt.replay.serialization import read_state, write_state
+from rlopt.files.checkpoint import finish, make_scratch
+from rlopt.files.state_file import read_state, write_state
+from rlopt.optim import Muon
+from rlopt.replay import PrioritizedReplay
 from tests.agents.resuming import CASES
 
 JOB = Path(__file__).with_name("resuming.py")
@@ -67,7 +70,7 @@ def test_checkpoints_are_written_at_distances_and_the_newest_kept(tmp_path: Path
     checkpoints = Checkpoints(tmp_path, every=40, keep=2)
     make(train_freq=8).learn(150, checkpoints=checkpoints)
     # The last one is written when `learn` ends, at the end of a phase.
-    assert [path.name for path in checkpoints.paths()] == ["step_0000000120.npz", "step_0000000152.npz"]
+    assert [path.name for path in checkpoints.paths()] == ["step_0000000120", "step_0000000152"]
 
 
 def test_learn_goes_to_the_steps_of_the_whole_run(tmp_path: Path) -> None:
@@ -80,23 +83,28 @@ def test_learn_goes_to_the_steps_of_the_whole_run(tmp_path: Path) -> None:
     assert np.array_equal(weights(agent), weights(whole))
 
 
+@pytest.mark.parametrize("name", ["state.npz", "replay/rows_000000000080-000000000100.npz", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "foreign", "empty"])
-def test_damaged_checkpoint_is_told_and_the_one_before_used(tmp_path: Path, damage: str) -> None:
-    checkpoints = Checkpoints(tmp_path, every=50)
+def test_damaged_checkpoint_is_told_and_the_one_before_used(tmp_path: Path, damage: str, name: str) -> None:
+    checkpoints = Checkpoints(tmp_path, every=40)
     make().learn(100, checkpoints=checkpoints)
-    older, newest = checkpoints.paths()
-    content = newest.read_bytes()
+    newest = checkpoints.paths()[-1]
+    file = newest / name
+    content = file.read_bytes()
     middle = len(content) // 2
-    newest.write_bytes({
+    file.write_bytes({
         "truncate": content[:middle],
         "flip": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
         "foreign": b"not a checkpoint at all",
         "empty": b"",
     }[damage])  # fmt: skip
-    again = Checkpoints(tmp_path, every=50)
-    with pytest.warns(UserWarning, match="damaged.*The checkpoint before it is used"):
-        assert again.num_timesteps == int(older.stem.split("_")[1])
-    older.write_bytes(b"")
+    again = Checkpoints(tmp_path, every=40)
+    with pytest.warns(UserWarning, match="The checkpoint before it is used"):
+        assert again.num_timesteps == 80
+    make().learn(120, checkpoints=again)
+    assert [path.name for path in again.paths()] == ["step_0000000080", "step_0000000120"]  # the damaged one is gone
+    for path in again.paths():
+        (path / "state.npz").write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match=r"no checkpoint in .* can be read"):
         make().learn(100, checkpoints=Checkpoints(tmp_path))
 
@@ -122,9 +130,15 @@ def test_other_agents_and_other_files_are_refused(tmp_path: Path) -> None:
     make().learn(30, checkpoints=Checkpoints(tmp_path))
     with pytest.raises(ValueError, match="is a checkpoint of DQN, got a PPO"):
         PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, device="cpu").learn(60, checkpoints=Checkpoints(tmp_path))
-    write_state({"format": "something"}, tmp_path / "step_0000000090.npz")
-    with pytest.raises(ValueError, match="must be a checkpoint of an agent, got the format 'something'"):
-        make().learn(60, checkpoints=Checkpoints(tmp_path))
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    scratch = make_scratch(foreign)
+    finish(scratch, foreign / "step_90", {"kind": "something"})
+    with (
+        pytest.warns(UserWarning, match="must be a checkpoint of the kind 'agent', got 'something'"),
+        pytest.raises(ValueError, match="no checkpoint"),
+    ):
+        make().learn(60, checkpoints=Checkpoints(foreign))
 
 
 def test_steps_cannot_be_counted_anew(tmp_path: Path) -> None:
@@ -159,7 +173,7 @@ def test_signal_lets_the_step_finish_and_is_delivered_then(tmp_path: Path, numbe
         signal.signal(number, before)
     assert received == [number]
     assert agent.num_timesteps == 56
-    assert [path.name for path in checkpoints.paths()] == ["step_0000000056.npz"]
+    assert [path.name for path in checkpoints.paths()] == ["step_0000000056"]
     resumed = make(train_freq=8).learn(100, checkpoints=checkpoints)
     assert np.array_equal(weights(resumed), weights(make(train_freq=8).learn(100)))
 
@@ -215,7 +229,7 @@ def test_nothing_can_be_saved_after_a_stop_in_the_middle_of_a_step(tmp_path: Pat
 
     checkpoints = Checkpoints(tmp_path, every=20)
     make().learn(100, callback=Stop(), checkpoints=checkpoints)
-    assert checkpoints.paths()[-1].name == "step_0000000040.npz"
+    assert checkpoints.paths()[-1].name == "step_0000000040"
 
 
 ENVS = ["Acrobot-v1", "MountainCar-v0", "FrozenLake-v1", "Taxi-v4", "rlopt/LQG-v0", "rlopt/Chain-v0", "rlopt/TMaze-v0"]
@@ -241,36 +255,147 @@ def test_environment_goes_on_as_the_one_that_was_saved(name: str) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-        | st.sampled_from([np.float32(1.5), np.int64(3), np.arange(3), th.arange(3.0), th.ones(2, dtype=th.bfloat16)]),
-        lambda part: st.lists(part, max_size=3) | st.lists(part, max_size=3).map(tuple) | st.lists(part, max_size=3).map(deque)
-        | st.dictionaries(st.text(max_size=3) | st.integers() | st.just("$tensor"), part, max_size=3),
-        max_leaves=10,
-    )
-)  # fmt: skip
-def test_trees_survive_a_file(tree: Any) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        write_state({"tree": encode(tree)}, Path(folder) / "state.npz")
-        assert _same(decode(read_state(Path(folder) / "state.npz"))["tree"], tree)
+def test_transitions_are_written_once(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every=50)
+    make(train_freq=10).learn(150, checkpoints=checkpoints)
+    first, second = ([file.name for file in sorted((path / "replay").iterdir())] for path in checkpoints.paths())
+    assert first == ["rows_000000000000-000000000050.npz", "rows_000000000050-000000000100.npz"]
+    assert second == [*first, "rows_000000000100-000000000150.npz"]
+    older, newer = checkpoints.paths()
+    assert all((older / "replay" / name).stat().st_ino == (newer / "replay" / name).stat().st_ino for name in first)
+    # Also by the one that goes on; what the ring of 200 has overwritten is left out.
+    make(train_freq=10).learn(350, checkpoints=Checkpoints(tmp_path, every=50))
+    newest = sorted(file.name for file in (checkpoints.paths()[-1] / "replay").iterdir())
+    assert newest == [f"rows_{first:012d}-{first + 50:012d}.npz" for first in (150, 200, 250, 300)]
 
 
-def _same(one: Any, other: Any) -> bool:
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, th.Tensor):
-        return one.dtype == other.dtype and th.equal(one, other)
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple, deque)):
-        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
+def test_disk_that_is_full_costs_a_warning_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, steps = os.fsync, 0
+
+    def fsync(descriptor: int) -> None:
+        if 110 < steps < 130:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            nonlocal steps
+            steps = self.num_timesteps
+            return True
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints = Checkpoints(tmp_path, every=40, keep=9)
+    with pytest.warns(UserWarning, match=r"after 120 steps could not be written .*No space left.*newest is step_0000000080"):
+        agent = make().learn(200, callback=Watch(), checkpoints=checkpoints)
+    assert [path.name for path in checkpoints.paths()] == [f"step_{step:010d}" for step in (40, 80, 160, 200)]
+    assert not list(tmp_path.glob(".new-*"))
+    assert np.array_equal(weights(agent), weights(make().learn(200)))
+    resumed = make().learn(240, checkpoints=Checkpoints(tmp_path))
+    assert np.array_equal(weights(resumed), weights(make().learn(240)))
 
 
-def test_objects_with_code_cannot_be_encoded() -> None:
-    with pytest.raises(TypeError, match="only plain data can be encoded, got function"):
-        encode({"f": lambda: None})
+def test_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"folder must be one that can be written, got .*file/run"):
+        make().learn(30, checkpoints=Checkpoints(tmp_path / "file" / "run"))
+
+
+def test_schedules_are_compared(tmp_path: Path) -> None:
+    make(learning_rate=lambda progress: 1e-3 * progress).learn(30, checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(ValueError, match=r"learning_rate must be \[0.001, 0.00075, 0.0005, 0.00025, 0.0\] as in"):
+        make(learning_rate=lambda progress: 2e-3 * progress).learn(60, checkpoints=Checkpoints(tmp_path))
+    make(learning_rate=lambda progress: progress * 1e-3).learn(60, checkpoints=Checkpoints(tmp_path))
+
+
+def test_statistics_of_observations_are_kept_where_the_environment_cannot_be(tmp_path: Path) -> None:
+    class Opaque(gym.Wrapper[Any, Any, Any, Any]):
+        pass
+
+    def opaque() -> Any:
+        env = VecNormalize(make_vec_env("CartPole-v1", seed=1, wrapper_class=Opaque))
+        return DQN("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, **OPTIONS)
+
+    with pytest.warns(UserWarning, match="begins new episodes"):
+        first = opaque().learn(60, checkpoints=Checkpoints(tmp_path))
+    second = opaque().learn(60, checkpoints=Checkpoints(tmp_path))
+    for name in ("obs_rms", "ret_rms"):
+        one, other = (getattr(agent.get_vec_normalize_env(), name) for agent in (first, second))
+        # The one that goes on has seen one observation more, that of its first reset.
+        assert other.count - one.count in (0.0, 1.0)
+        np.testing.assert_allclose(other.mean, one.mean, atol=0.05)
+
+
+MAKERS: dict[str, Any] = {
+    "dqn": lambda env: make(replay_buffer_class=PrioritizedReplay, optimizer=Muon(lr=1e-2), double_q=True),
+    "sac": lambda env: SAC("MlpPolicy", env, policy_kwargs={"net_arch": [8], "activation_fn": th.nn.Tanh}, **OPTIONS),
+    "ppo": lambda env: PPO(ActorCriticPolicy, env, n_steps=16, batch_size=16, seed=0, device="cpu", clip_range=lambda _: 0.1),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_agent_is_made_of_a_checkpoint(tmp_path: Path, name: str) -> None:
+    env = "Pendulum-v1" if name == "sac" else "CartPole-v1"
+    agent = MAKERS[name](env).learn(64, checkpoints=Checkpoints(tmp_path))
+    changes: dict[str, Any] = {}
+    if name == "ppo":
+        with pytest.raises(ValueError, match=r"clip_range must be given, because .* cannot hold it: pass it to load"):
+            type(agent).load(tmp_path)
+        changes = {"clip_range": 0.1}
+    newest = Checkpoints(tmp_path).paths()[-1]
+    obs = np.stack([agent.observation_space.sample() for _ in range(50)])
+    for path, given in ((tmp_path, None), (newest, env)):
+        loaded = type(agent).load(path, env=given, device="cpu", **changes)
+        assert (loaded.num_timesteps, loaded._n_updates) == (64, agent._n_updates)
+        assert np.array_equal(loaded.predict(obs, deterministic=True)[0], agent.predict(obs, deterministic=True)[0])
+        for part in agent._get_torch_save_params()[0]:
+            assert str(attrgetter(part)(loaded).state_dict()) == str(attrgetter(part)(agent).state_dict())
+        if name != "ppo":
+            assert type(loaded.replay_buffer) is type(agent.replay_buffer)
+            assert str(loaded.replay_buffer.state_dict()) == str(agent.replay_buffer.state_dict())
+    assert loaded.learn(100, reset_num_timesteps=False).num_timesteps >= 164
+
+
+def test_checkpoint_is_not_made_into_another_agent(tmp_path: Path) -> None:
+    make().learn(30, checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(ValueError, match="is a checkpoint of DQN, got a PPO"):
+        PPO.load(tmp_path)
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        DQN.load(tmp_path, env="Acrobot-v1")
+    with pytest.raises(ValueError, match="env must have 1 environments as in"):
+        DQN.load(tmp_path, env=make_vec_env("CartPole-v1", n_envs=2))
+    with pytest.raises(ValueError, match="path must be a checkpoint, or a folder of checkpoints"):
+        DQN.load(tmp_path.parent)
+
+
+def test_agent_of_a_file_of_save_cannot_be_made_of_a_checkpoint(tmp_path: Path) -> None:
+    make().save(tmp_path / "agent.zip")
+    loaded = DQN.load(tmp_path / "agent.zip", env=gym.make("CartPole-v1"))
+    loaded.learn(30, checkpoints=Checkpoints(tmp_path / "run"))
+    with pytest.raises(ValueError, match="does not know the arguments of its agent, which Stable-Baselines3 loaded"):
+        DQN.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "place", ["os:system", "subprocess:Popen", "torch.hub:load", "rlopt.study.runs:Recorder", "torch:nothing", 3]
+)
+def test_file_cannot_name_anything_but_parts_of_agents(place: Any) -> None:
+    with pytest.raises(ValueError, match="a file may only name networks, optimizers, replays and configurations"):
+        revive({"policy_kwargs": {"x": [{"class of": place}]}})
+    with pytest.raises(ValueError, match="a file may only name networks, optimizers, replays and configurations"):
+        revive({"policy_kwargs": {"config of": place, "fields": {}}})
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Box(-1.0, np.array([1.0, np.inf]), dtype=np.float64),
+        gym.spaces.Discrete(4, start=2),
+        gym.spaces.MultiDiscrete([3, 5]),
+        gym.spaces.MultiBinary([2, 3]),
+        gym.spaces.Dict({"b": gym.spaces.Box(0, 255, (3, 4, 4), np.uint8), "a": gym.spaces.Discrete(2)}),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+def test_spaces_survive_a_file(tmp_path: Path, space: gym.Space[Any]) -> None:
+    write_state(describe_space(space), tmp_path / "space")
+    assert revive_space(read_state(tmp_path / "space")) == space

@@ -246,13 +246,13 @@ def test_normalisation_is_that_of_single_transitions() -> None:
 
 def test_drawing_changes_nothing_stored_and_a_kept_batch_stays(tmp_path: Path) -> None:
     replay = filled([3, 2, 4], memmap_path=tmp_path)
-    before = replay.state_dict()["storage"]["rows"]
+    before = replay.state_dict()["storage"]["parts"][0]["columns"]
     batch = replay.sample_sequences(200, length=20)
     kept = batch.observations.clone()  # type: ignore[union-attr]
     for _ in range(6):
         replay.sample_sequences(200, length=20)
     assert th.equal(batch.observations, kept)  # type: ignore[arg-type]
-    after = replay.state_dict()["storage"]["rows"]
+    after = replay.state_dict()["storage"]["parts"][0]["columns"]
     assert all(np.array_equal(value, after[key]) for key, value in before.items())
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from rlopt.files.state_file import write_state
 from rlopt.replay import REPLAYS, PrioritizedReplay, Replay, UniformReplay
-from rlopt.replay.serialization import write_state
 from tests.replay.histories import History, assert_batches_equal, make_history, make_replay, observations_for
 
 CASES: list[tuple[str, dict[str, Any]]] = [

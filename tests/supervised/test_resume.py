@@ -15,11 +15,12 @@ import torch
 from small import NUM_STEPS, facts, make, network, resumable, sgd
 from torch import Tensor, nn
 
+from rlopt.files.checkpoint import finish, list_checkpoints, make_scratch
 from rlopt.nn import CharTransformer, CharTransformerConfig, ScaleInvariantMLP, TransformerConfig
 from rlopt.optim import OPTIMIZERS
 from rlopt.optim.locoprop import LocoProp
 from rlopt.supervised import EarlyStopping, TextWindows, Trainer, TrainerConfig, WarmupDecay
-from rlopt.supervised.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+from rlopt.supervised.checkpoint import read_checkpoint, write_checkpoint
 from rlopt.supervised.losses import token_cross_entropy
 
 
@@ -159,31 +160,47 @@ def test_checkpoint_is_written_at_its_steps_and_old_ones_go(tmp_path: Path) -> N
 
 
 def test_checkpoint_that_is_not_finished_is_invisible(tmp_path: Path) -> None:
-    class Unwritable:
-        def __reduce__(self) -> str:
-            raise OSError("disk full")
-
     (tmp_path / ".new-killed").mkdir()
     assert list_checkpoints(tmp_path) == []
     write_checkpoint(tmp_path, 1, {"x": torch.ones(1)}, {}, keep=2)
-    with pytest.raises(OSError, match="disk full"):
-        write_checkpoint(tmp_path, 2, {"x": Unwritable()}, {}, keep=2)
+    with pytest.raises(TypeError, match="is a object; only"):
+        write_checkpoint(tmp_path, 2, {"x": object()}, {}, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
 
 
-@pytest.mark.parametrize("name", ["tensors.pt", "record.json"])
+@pytest.mark.parametrize("name", ["state.npz", "manifest.json"])
 def test_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
     path = write_checkpoint(tmp_path, 1, {"x": torch.ones(100)}, {"step": 1}, keep=1)
     (path / name).write_bytes((path / name).read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"step_00000001 must hold a complete checkpoint"):
+    with pytest.raises(ValueError, match=r"step_00000001 (is damaged: state.npz|must be the folder of a checkpoint)"):
         read_checkpoint(path)
 
 
 def test_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, 1, {}, {}, keep=1)
-    torch.save({"model": network()}, path / "tensors.pt")  # a pickled object, not a tensor
-    with pytest.raises(ValueError, match="must hold a complete checkpoint"):
-        read_checkpoint(path)
+    scratch = make_scratch(tmp_path)
+    torch.save({"model": network()}, scratch / "state.npz")  # a pickled object, not a tensor
+    finish(scratch, tmp_path / "step_1", {"kind": "trainer", "record": {}})
+    with pytest.raises(ValueError, match="is not a state file of rlopt, or it is damaged"):
+        read_checkpoint(tmp_path / "step_1")
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    whole = make(folder=tmp_path / "whole", save_every=3)
+    whole.train(10)
+    make(folder=tmp_path / "run", save_every=3).train(7)
+    paths = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in paths] == ["step_00000006", "step_00000007"]
+    (paths[-1] / "state.npz").write_bytes(b"")
+    trainer = make(folder=tmp_path / "run", save_every=3)
+    with pytest.warns(UserWarning, match="is damaged: state.npz.*The checkpoint before it is used"):
+        assert trainer.resume()
+    assert trainer.step == 6
+    trainer.train(4)
+    assert facts(trainer)["history"] == facts(whole)["history"]
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        (path / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="there is none"), pytest.raises(ValueError, match=r"no checkpoint in .* can be read"):
+        make(folder=tmp_path / "run").resume()
 
 
 @pytest.mark.parametrize(

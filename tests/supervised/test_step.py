@@ -10,9 +10,10 @@ import torch
 from small import arrays, make, mse, network, sgd
 from torch import Tensor
 
+from rlopt.files.checkpoint import list_checkpoints
 from rlopt.optim import SAM, needs_closure
 from rlopt.supervised import ArrayData, Trainer, TrainerConfig
-from rlopt.supervised.checkpoint import list_checkpoints, read_checkpoint
+from rlopt.supervised.checkpoint import read_checkpoint
 
 
 def breaking(loss: Any, at: int) -> Any:
