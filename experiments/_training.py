@@ -23,6 +23,7 @@ from rlopt import agents
 from rlopt.agents import Checkpoints
 from rlopt.replay import REPLAYS
 from rlopt.study import Recorder
+from rlopt.study.runs import update_manifest
 
 AGENTS: dict[str, type[OffPolicyAlgorithm]] = {
     "dqn": agents.DQN,
@@ -92,6 +93,8 @@ def learn(agent: Any, total_timesteps: int, folder: Path, evaluation: PeriodicEv
     agent.set_logger(continued_logger(folder, checkpoints.num_timesteps))
     agent.learn(total_timesteps, callback=evaluation, log_interval=log_interval, checkpoints=checkpoints)
     agent.logger.close()
+    if checkpoints.restarts_episodes is not None:
+        update_manifest(folder, restarts_episodes=checkpoints.restarts_episodes)
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rlopt.agents import losses
+from rlopt.agents.distributed_checkpoints import CheckpointsOfProcesses
 from rlopt.agents.optimizing import Evaluation, steps_along_gradient
 from rlopt.agents.ppo import PPO
 from rlopt.nn.expert_parallel import share_balance
@@ -31,7 +32,8 @@ class DistributedPPO(PPO):
 
     The seed of a process other than the first is derived from `seed` and its number. Timesteps are counted per process, but for
     those that `learn` is asked for. The first process writes the log; its numbers are of its own rollouts. If a callback ends
-    training on one process, it ends on all.
+    training on one process, it ends on all. With `checkpoints` each process writes its own, in `process_<rank>` of the folder, and
+    all go on from the newest one that all can read.
 
     Args:
         *args: As in `PPO`; `batch_size` is that of one process.
@@ -93,11 +95,11 @@ class DistributedPPO(PPO):
             **kwargs: As in Stable-Baselines3.
 
         Raises:
-            ValueError: For `checkpoints` with several processes, whose environments one file does not hold.
+            ValueError: If `checkpoints` are those of another number of processes.
             RuntimeError: If weights of processes differ at the end.
         """
         if self._evaluator is not None and kwargs.get("checkpoints") is not None:
-            raise ValueError("checkpoints must be None if there are several processes: use save and load.")
+            kwargs["checkpoints"] = CheckpointsOfProcesses(kwargs["checkpoints"])
         super().learn(-(-total_timesteps // _size()), *args, **kwargs)
         if self._evaluator is not None:
             own = nn.utils.parameters_to_vector(self.policy.parameters()).detach()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 import torch.distributed as dist
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from rlopt.agents import PPO
+from rlopt.agents import PPO, Checkpoints
 from rlopt.agents.distributed import DistributedPPO
 from rlopt.optim import Adam, Sgd
 
@@ -100,6 +102,55 @@ def learning(folder: Path) -> Numbers:
     return {}
 
 
+def weights(agent: Any) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(agent.policy.parameters()).detach()
+
+
+def going_on(folder: Path) -> Numbers:
+    rollout = NUM_ENVS * NUM_STEPS * dist.get_world_size()
+    rank = dist.get_rank()
+    whole = make(DistributedPPO).learn(6 * rollout)
+
+    def checkpoints() -> Checkpoints:
+        return Checkpoints(folder / "run", every=NUM_ENVS * NUM_STEPS)
+
+    make(DistributedPPO).learn(4 * rollout, checkpoints=checkpoints())
+    resumed = make(DistributedPPO).learn(6 * rollout, checkpoints=checkpoints())
+    assert resumed.num_timesteps == whole.num_timesteps
+    assert torch.equal(weights(resumed), weights(whole))
+    assert resumed.rollout_buffer.observations.tobytes() == whole.rollout_buffer.observations.tobytes()
+    # One process has lost its newest: all go on from the one before.
+    own = Checkpoints(folder / "run" / f"process_{rank}")
+    assert [path.name for path in own.paths()] == ["step_0000000060", "step_0000000072"]
+    if rank == 1:
+        (own.paths()[-1] / "state.npz").unlink()
+        with pytest.warns(UserWarning, match="state.npz is missing"):
+            again = make(DistributedPPO).learn(6 * rollout, checkpoints=checkpoints())
+    else:
+        again = make(DistributedPPO).learn(6 * rollout, checkpoints=checkpoints())
+    assert torch.equal(weights(again), weights(whole))
+    # A signal to one ends all.
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(rank))
+
+    def interrupt(*_: Any) -> bool:
+        if rank == 1 and agent.num_timesteps == 10 * NUM_ENVS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    agent = make(DistributedPPO)
+    agent.learn(6 * rollout, callback=interrupt, checkpoints=Checkpoints(folder / "signal"))
+    signal.signal(signal.SIGTERM, before)
+    assert received == [rank]
+    assert agent.num_timesteps == 2 * NUM_ENVS * NUM_STEPS
+    dist.barrier()
+    if rank == 0:
+        (folder / "run" / "process_2").mkdir()
+    with pytest.raises(ValueError, match="are those of 3 processes, got 2"):
+        make(DistributedPPO).learn(rollout, checkpoints=checkpoints())
+    return {}
+
+
 def callback_of_one_process() -> Numbers:
     agent = make(DistributedPPO)
     agent.learn(10_000, callback=lambda *_: not (dist.get_rank() == 1 and agent.num_timesteps >= 3 * NUM_ENVS))
@@ -123,6 +174,7 @@ def checks(folder: Path) -> Iterator[tuple[str, Callable[[], Numbers]]]:
     yield "agents/training_stopped", lambda: training(0, far=0.8, target_kl=0.1)
     yield "agents/training_not_stopped", lambda: training(3, far=0.8, target_kl=0.5)
     yield "agents/learning", lambda: learning(folder)
+    yield "agents/going_on", lambda: going_on(folder)
     yield "agents/callback", callback_of_one_process
     yield "agents/refused_lbfgs", lambda: refused("got LBFGS", optimizer="lbfgs", max_grad_norm=float("inf"))
     yield "agents/refused_kfac", lambda: refused("must take one step along a gradient", optimizer="kfac")
