@@ -34,8 +34,8 @@ class CheckpointsOfProcesses(Checkpoints):
         dist.broadcast_object_list(found)  # nobody has made a folder before all are here
         if found[0] and len(found[0]) != size and common.folder.is_dir():
             raise ValueError(
-                f"checkpoints in {common.folder} are those of {len(found[0])} processes, got {size}: start as many, or take another "
-                f"folder."
+                f"checkpoints in {common.folder} are those of {len(found[0])} processes, got {size}: start as many, or take "
+                f"another folder."
             )
 
     def read(self) -> tuple[Path, dict[str, Any]] | None:
