@@ -119,3 +119,21 @@ def test_disk_without_links_and_folder_that_is_gone(tmp_path: Path, monkeypatch:
     assert write_segments(storage, tmp_path / "c", tmp_path / "b") == []
     (part,) = read_state(next((tmp_path / "c").iterdir()))["parts"]
     assert (part["first"], len(part["truncated"])) == (0, 9)
+
+
+def test_episode_that_ended_by_a_reset_after_the_file_was_written(tmp_path: Path) -> None:
+    history = make_history(0, 1, capacity=10)
+    storage = storage_of(history, "shared")
+
+    def add_row(obs: float, next_obs: float) -> None:
+        place, no = np.zeros((1, 3), np.float32), np.array([False])
+        storage.add(place + obs, place + next_obs, np.zeros((1, 1)), np.zeros(1, np.float32), no, no)
+
+    for step in range(3):
+        add_row(step, step + 1)
+    write_segments(storage, tmp_path / "a")
+    add_row(50.0, 51.0)  # not 3: the environment was reset from outside
+    write_segments(storage, tmp_path / "b", tmp_path / "a")
+    other = restored(storage, history, tmp_path / "b")
+    assert other.gather(np.arange(4))["next_obs"][:, 0].tolist() == [1.0, 2.0, 3.0, 51.0]
+    assert_equal(other.state_dict(), storage.state_dict())
