@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from rlopt.study.display import make_display
-from rlopt.study.grid import expand
-from rlopt.study.launchers import Local
+from rlopt.study.grid import expand, part_of
+from rlopt.study.launchers import Launcher, Local, make_launcher
 from rlopt.study.locks import lock_study
 from rlopt.study.machine import command_line
 from rlopt.study.record import update_study
@@ -35,7 +35,9 @@ def run_study(
     seeds: int | Sequence[int],
     folder: Path | str,
     baseline: str | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
+    launcher: str | Launcher = "local",
+    shard: tuple[int, int] | None = None,
     retries: int = 3,
 ) -> int:
     """Run every variant on every task with every seed, each in a fresh process with one thread.
@@ -56,7 +58,12 @@ def run_study(
         seeds: Number of seeds (0, 1, ...), or the seeds themselves.
         folder: Folder of the study, `runs/<study>`.
         baseline: The variant that the report compares the others with; the first one if None.
-        jobs: Processes at a time, >= 1; at most the number of cores is sensible.
+        jobs: Processes at a time, >= 1; on one machine at most the number of cores is sensible. None: one with the launcher
+            `local`; with the others all, they start runs as places become free.
+        launcher: Where the processes are: `local` is this machine, `ray` a Ray cluster, `slurm` a Slurm cluster, with their
+            standard options; or a `Local`, `Ray` or `Slurm` of `rlopt.study.launchers` with other ones. A study may go on with
+            another launcher than it was begun with.
+        shard: (i, n) to do the i-th of n parts of the runs only, i = 1, ..., n, so that commands on n machines share them.
         retries: How often a run is started again, from its checkpoint if it has one, when its process was killed or stopped from
             outside, or its machine was lost; >= 0. A run that ends with an error is not started again.
 
@@ -64,10 +71,12 @@ def run_study(
         An exit status: 0 if all runs are finished, 1 if a run failed, 130 or 143 if stopped by SIGINT or SIGTERM.
 
     Raises:
-        ValueError: If a parameter is out of its range, or a run folder holds another configuration. Nothing was started then.
+        ImportError: If the launcher needs a package that is not installed.
+        ValueError: If a parameter is out of its range, a run folder holds another configuration, or the launcher's cluster cannot
+            be reached. Nothing was started then.
     """
     folder = Path(folder)
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
     if retries < 0:
         raise ValueError(f"retries must be >= 0, got {retries}")
@@ -75,26 +84,31 @@ def run_study(
         raise ValueError(f"seeds must be >= 1, got {seeds}")
     if baseline is not None and baseline not in variants:
         raise ValueError(f"baseline must be one of {', '.join(variants)}, got {baseline}")
-    runs = expand(folder, tasks, variants, range(seeds) if isinstance(seeds, int) else seeds)
     place = function if isinstance(function, str) else _place(function)
+    launcher = make_launcher(launcher)
+    if jobs is None and isinstance(launcher, Local):
+        jobs = 1
+    grid = expand(folder, tasks, variants, range(seeds) if isinstance(seeds, int) else seeds)
+    runs = grid if shard is None else part_of(grid, *shard)
+    part = "" if shard is None else f" in part {shard[0]} of {shard[1]}"
     console = Console()
     command = command_line()
     with lock_study(folder, _WAIT_SECONDS):
-        for run in runs:
+        for run in grid:
             check_config(run)
-        for run in runs:
+        for run in grid:
             announce(run)
         update_study(folder, tasks, list(variants), baseline, command)
-    with Local() as launcher, _Signals() as signals, make_display(console) as display:
-        schedule = Schedule(runs, launcher, place, command, jobs=jobs, retries=retries, display=display)
+    with launcher.connect(folder) as start, _Signals() as signals, make_display(console) as display:
+        schedule = Schedule(runs, start, place, command, jobs=jobs, retries=retries, display=display)
         if schedule.num_settled:
-            display.say(f"{schedule.num_settled} of {len(runs)} runs are finished already.")
+            display.say(f"{schedule.num_settled} of {len(runs)} runs{part} are finished already.")
         try:
             schedule.work(lambda: signals.received is not None)
         finally:
-            schedule.stop()
+            schedule.stop(launcher.grace_seconds)
     statuses = [read_status(run.folder) for run in runs]
-    console.print(f"{len(runs)} runs: {summarise(statuses)}.", markup=False, highlight=False)
+    console.print(f"{len(runs)} runs{part}: {summarise(statuses)}.", markup=False, highlight=False)
     if signals.received is not None:
         console.print("The same command goes on from here:", markup=False)
         console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)

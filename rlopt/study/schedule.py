@@ -13,8 +13,8 @@ from pathlib import Path
 from rlopt.study.display import Display, Snapshot
 from rlopt.study.files import write_text
 from rlopt.study.grid import Run
-from rlopt.study.launchers import Ended, Launcher, Trial
-from rlopt.study.locks import lock_run
+from rlopt.study.launchers import Ended, Start, Trial
+from rlopt.study.locks import lock_run, run_is_held
 from rlopt.study.runs import Status, announce, read_live, read_manifest, read_status, update_manifest
 from rlopt.study.worker import TAKEN
 
@@ -36,7 +36,7 @@ class Schedule:
 
     Args:
         runs: The runs, in the order in which they are started.
-        launcher: Starts their processes.
+        start: Starts the process of a run.
         function: Where the processes find what to run, as `module:name` or `file.py:name`.
         command: The command of the study, for the record.
         jobs: Processes at a time; None: no limit.
@@ -47,7 +47,7 @@ class Schedule:
     def __init__(
         self,
         runs: Sequence[Run],
-        launcher: Launcher,
+        start: Start,
         function: str,
         command: str,
         *,
@@ -55,10 +55,11 @@ class Schedule:
         retries: int,
         display: Display,
     ) -> None:
-        self._launcher, self._function, self._command, self._display = launcher, function, command, display
+        self._start, self._function, self._command, self._display = start, function, command, display
         self._jobs, self._retries = jobs, retries
         self._active: list[_Active] = []
         self._elsewhere: list[Run] = []  # in the hands of other commands
+        self._going: list[Run] = []  # those of the active ones that have got a place, at the last look
         self._losses: Counter[Path] = Counter()
         statuses = [read_status(run.folder) for run in runs]
         self._failed_before = {run.folder: _attempts(run) for run, status in zip(runs, statuses, strict=True) if status == "failed"}
@@ -77,21 +78,23 @@ class Schedule:
                 free = [run for run in self._elsewhere if read_status(run.folder) != "running"]
                 self._elsewhere = [run for run in self._elsewhere if run not in free]
                 self._queue.extendleft(reversed(free))
+                self._going = [active.run for active in self._active if run_is_held(active.run.folder)]
                 next_look = time.monotonic() + _LOOK_SECONDS
             while self._queue and (self._jobs is None or len(self._active) < self._jobs) and not stopped():
                 self._take(self._queue.popleft())
             for active in list(self._active):
                 if (ended := active.trial.poll()) is not None:
                     self._active.remove(active)
+                    self._going = [run for run in self._going if run is not active.run]
                     self._collect(active.run, ended)
             self._show()
             time.sleep(_POLL_SECONDS)
 
-    def stop(self) -> None:
-        """End the processes in progress, in order if they are quick enough."""
+    def stop(self, grace_seconds: float) -> None:
+        """End the processes in progress, in order if they need no longer than `grace_seconds`."""
         for active in self._active:
             active.trial.stop()
-        deadline = time.monotonic() + self._launcher.grace_seconds
+        deadline = time.monotonic() + grace_seconds
         while self._active:
             self._active = [active for active in self._active if active.trial.poll() is None]
             if time.monotonic() >= deadline:
@@ -111,7 +114,7 @@ class Schedule:
             self._elsewhere.append(run)
         else:
             announce(run)  # somebody may have deleted the folder
-            trial = self._launcher.start([str(run.folder), self._function, self._command, str(attempts)])
+            trial = self._start([str(run.folder), self._function, self._command, str(attempts)])
             self._active.append(_Active(run, trial))
 
     def _has_ended(self, run: Run, status: Status) -> bool:
@@ -163,8 +166,7 @@ class Schedule:
                 self._settle(run)
 
     def _show(self) -> None:
-        going = [*(active.run for active in self._active), *self._elsewhere]
-        live = {str(run): (run.total_steps, *read_live(run.folder)) for run in going}
+        live = {str(run): (run.total_steps, *read_live(run.folder)) for run in (*self._going, *self._elsewhere)}
         self._display.update(
             Snapshot(
                 done_steps=self._settled_steps + sum(step for _, step, _ in live.values()),

@@ -30,9 +30,12 @@ RunFunction = Callable[[dict[str, Any], int, Path], None]
 # Exit status if somebody else works, or has worked, on the run.
 TAKEN = 75
 
+# A batch system announces with the second one that the time is up; it reaches all processes of a job.
+_STOPPING = [signal.SIGTERM, *([signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else [])]
+
 
 class Stopped(BaseException):
-    """Raised in the main thread by SIGTERM; not an `Exception`, so that a run does not swallow it."""
+    """Raised in the main thread by SIGTERM and SIGUSR2; not an `Exception`, so that a run does not swallow it."""
 
 
 def load(function: str) -> RunFunction:
@@ -83,7 +86,7 @@ def execute(folder: Path, function: str, command: str, attempt: int) -> int:
         write_text(folder / "error.txt", traceback.format_exc())
         summary = " ".join(f"{type(error).__name__}: {error}".split())
         outcome, code = {"status": "failed", "error": summary}, 1
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the outcome is known: write it
+    _ignore_stops()  # the outcome is known: write it
     rows = read_evaluations(folder)
     update_manifest(
         folder,
@@ -99,7 +102,8 @@ def execute(folder: Path, function: str, command: str, attempt: int) -> int:
 
 def main() -> int:
     """Entry point of the process."""
-    signal.signal(signal.SIGTERM, _stop)
+    for number in _STOPPING:
+        signal.signal(number, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's business
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     folder, function, command, attempts = Path(sys.argv[1]), *sys.argv[2:]
@@ -119,7 +123,13 @@ def main() -> int:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    _ignore_stops()  # once is enough, and the run must not be disturbed while it saves its state
     raise Stopped
+
+
+def _ignore_stops() -> None:
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _watch_parent(parent: int) -> None:

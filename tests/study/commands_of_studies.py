@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from synthetic import PLACE
@@ -30,7 +31,7 @@ def start(folder, function, seeds=3, **options):
     """Start a study of one variant in a process of its own."""
     more = "".join(f", {name}={value!r}" for name, value in options.items())
     code = (
-        "import sys; from rlopt.study import Task, run_study; "
+        "import sys; from rlopt.study import Task, run_study; from rlopt.study.launchers import Local, Ray, Slurm; "
         f"sys.exit(run_study({PLACE + function!r}, tasks=[Task('t', total_steps=10)], "
         f"variants={{'v': {{'level': 1.0}}}}, seeds={seeds}, folder={str(folder)!r}{more}))"
     )
@@ -40,6 +41,12 @@ def start(folder, function, seeds=3, **options):
     )
     STARTED.append(process)
     return process
+
+
+def executed(folder):
+    """What the runs of a study have noted in a file: (seed, step) -> how often."""
+    path = folder / "executed.txt"
+    return Counter(tuple(map(int, line.split())) for line in path.read_text().splitlines()) if path.exists() else Counter()
 
 
 def kill_all():

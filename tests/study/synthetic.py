@@ -5,7 +5,10 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+
 from rlopt.study import Recorder
+from rlopt.study.files import read_json, write_json
 
 PLACE = f"{Path(__file__).resolve()}:"
 
@@ -99,3 +102,24 @@ def fails_slowly(config, seed, folder):
         file.write(f"begin {seed}\n")
     time.sleep(0.3)
     raise RuntimeError("no luck")
+
+
+def walks(config, seed, folder):
+    """A random walk of ten steps with a checkpoint after each; slow, unless the folder's study has a file `fast`."""
+    recorder = Recorder(folder)
+    path = folder / "checkpoint" / "state.json"
+    rng = np.random.default_rng(seed)
+    first, position = 0, config["level"]
+    if path.exists():
+        state = read_json(path)
+        first, position, rng.bit_generator.state = state["step"], state["position"], state["generator"]
+    for step in range(first + 1, 11):
+        if not (folder.parents[2] / "fast").exists():
+            time.sleep(0.2)
+        with (folder.parents[2] / "executed.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{seed} {step}\n")
+        position += rng.normal()
+        recorder.progress(step)
+        recorder.evaluation(step, position)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"step": step, "position": position, "generator": rng.bit_generator.state})

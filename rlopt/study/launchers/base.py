@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 
@@ -29,7 +30,7 @@ class Trial(Protocol):
     """The process of a run, in progress or waiting for a place."""
 
     def poll(self) -> Ended | None:
-        """Return how the process ended, None while it has not."""
+        """Return how the process ended, None while it has not; not called again after it has."""
         ...
 
     def stop(self) -> None:
@@ -41,19 +42,23 @@ class Trial(Protocol):
         ...
 
 
+# Starts `python -m rlopt.study.worker ARGUMENTS` in the working folder of this process, as soon as there is a place for it.
+Start = Callable[[Sequence[str]], Trial]
+
+
 class Launcher(Protocol):
-    """Starts processes of runs; a context manager, entered before the first and left after the last."""
+    """A place for the processes of runs, a fresh one for each; they end in order when the process that started them is gone."""
 
-    grace_seconds: float
-    """How long a process that was told to stop may take."""
+    @property
+    def grace_seconds(self) -> float:
+        """How long a process that was told to stop may take."""
+        ...
 
-    def __enter__(self) -> Launcher: ...
+    def connect(self, folder: Path) -> AbstractContextManager[Start]:
+        """Get ready to start runs of the study in `folder`.
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-
-    def start(self, arguments: Sequence[str]) -> Trial:
-        """Start `python -m rlopt.study.worker ARGUMENTS` in the working folder of this process, as soon as there is a place.
-
-        Whoever starts it dies with it or sees to it that the process notices: a worker ends in order when its parent is gone.
+        Raises:
+            ImportError: If a package that it needs is not installed.
+            ValueError: If the place cannot be reached.
         """
         ...

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
-from rlopt.study.launchers.base import Ended
+from rlopt.study.launchers.base import Ended, Start
 from rlopt.study.launchers.carrier import read_output, start_process
 from rlopt.study.launchers.environment import worker_command, worker_environment
 
 
+@dataclass(frozen=True)
 class Local:
     """Starts runs on this machine; needs no service."""
 
-    grace_seconds = 10.0
+    @property
+    def grace_seconds(self) -> float:
+        """How long a process that was told to stop may take."""
+        return 10.0
 
-    def __enter__(self) -> Local:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        return None
-
-    def start(self, arguments: Sequence[str]) -> LocalTrial:
-        """Start a worker."""
-        return LocalTrial(*start_process(worker_command(arguments), worker_environment(), os.getcwd()))
+    @contextlib.contextmanager
+    def connect(self, folder: Path) -> Iterator[Start]:
+        """Return what starts a worker."""
+        yield _start
 
 
 class LocalTrial:
@@ -48,3 +49,7 @@ class LocalTrial:
         """End the process at once."""
         self._process.kill()
         self._process.wait()
+
+
+def _start(arguments: Sequence[str]) -> LocalTrial:
+    return LocalTrial(*start_process(worker_command(arguments), worker_environment(), os.getcwd()))
