@@ -7,7 +7,7 @@ import _q_training as training
 import linear_q_learning as experiment
 import numpy as np
 import pytest
-from commands import refusal, run
+from commands import MACHINES, refusal, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlopt_envs.baird_star import BairdStarEnv
@@ -16,6 +16,7 @@ TINY = ["--num-samples", "600", "--num-checkpoints", "4", "--buffer-size", "10",
 
 # Changing this list changes the interface that users type: do it deliberately, and tell it in the changelog.
 OPTIONS = [
+    *MACHINES,
     "--buffer-size",
     "--discount",
     "--env-id",

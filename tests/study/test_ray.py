@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
@@ -28,6 +29,7 @@ def cluster():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         found = None
         try:
+            Path("/tmp/ray").mkdir(exist_ok=True)  # Ray notes the cluster there and does not make the folder itself
             found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": folder})
             found.add_node(num_cpus=1)
             yield found
@@ -40,6 +42,8 @@ def cluster():
                 if folder in " ".join(process.cmdline()):
                     process.kill()
             shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                Path("/tmp/ray").rmdir()  # if there is nothing of other clusters
 
 
 @pytest.fixture(scope="module")
