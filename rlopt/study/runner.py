@@ -99,7 +99,8 @@ def run_study(
         for run in grid:
             announce(run)
         update_study(folder, tasks, list(variants), baseline, command)
-    with launcher.connect(folder) as start, _Signals() as signals, make_display(console) as display:
+    with _Signals() as signals, launcher.connect(folder) as start, make_display(console) as display:
+        signals.install()  # again: Ray has handlers of its own
         schedule = Schedule(runs, start, place, command, jobs=jobs, retries=retries, display=display)
         if schedule.num_settled:
             display.say(f"{schedule.num_settled} of {len(runs)} runs{part} are finished already.")
@@ -124,10 +125,14 @@ class _Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Begin to note signals."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
+                self._previous.setdefault(number, signal.signal(number, self._note))
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():

@@ -72,7 +72,7 @@ class Schedule:
 
     def work(self, stopped: Callable[[], bool]) -> None:
         """Start runs as places become free, until all have ended or `stopped()`."""
-        next_look = 0.0
+        next_look, told = 0.0, False
         while (self._queue or self._active or self._elsewhere) and not stopped():
             if time.monotonic() >= next_look:
                 free = [run for run in self._elsewhere if read_status(run.folder) != "running"]
@@ -87,6 +87,9 @@ class Schedule:
                     self._active.remove(active)
                     self._going = [run for run in self._going if run is not active.run]
                     self._collect(active.run, ended)
+            if self._elsewhere and not self._queue and not self._active and not told:
+                told = True
+                self._display.say(f"Waiting for {len(self._elsewhere)} runs that other commands work on.")
             self._show()
             time.sleep(_POLL_SECONDS)
 

@@ -46,7 +46,7 @@ def test_options_and_their_help_texts(capsys):
     examples = {"--preset", "--seeds", "--env-id", "--discount", "--methods", "--gap"}
     assert sorted({word for word in words if word.startswith("--") and word.strip("-")} | examples) == sorted(OPTIONS)
     for index, line in enumerate(lines):
-        if line.startswith("--"):
+        if line.startswith("--") and line.strip("-"):  # not a rule
             # The help text stands on the same line, behind two blanks, or on the next one.
             following = lines[index + 1]
             assert "  " in line or (following and not following.startswith("--")), line

@@ -73,6 +73,7 @@ def test_a_command_leaves_a_run_to_its_holder_and_waits_for_it(tmp_path):
     assert first.wait(timeout=120) == 130
     output, _ = second.communicate(timeout=120)
     assert second.returncode == 0
+    assert output.count("Waiting for 1 runs that other commands work on.") == 1
     assert "3 runs: 3 finished." in output
     assert read_manifest(slow)["attempts"] == 2
 
