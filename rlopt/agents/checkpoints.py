@@ -32,6 +32,7 @@ _NAME = re.compile(r"step_(\d+)\.npz")
 _COUNTERS = (
     "num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate", "_current_progress_remaining", "action_noise",
     "ep_info_buffer", "ep_success_buffer", "_last_episode_starts", "_last_obs", "_last_original_obs", "_diagnostics", "_aux",
+    "num_skipped_updates",
 )  # fmt: skip
 _OF_EPISODE = ("_last_episode_starts", "_last_obs", "_last_original_obs")
 _LOGGED = ("name_to_value", "name_to_count", "name_to_excluded")
@@ -157,7 +158,7 @@ class Checkpoints:
         if self._signal is not None:
             raise _Ended(self._signal)
 
-    def save(self, agent: BaseAlgorithm) -> Path:
+    def save(self, agent: Any) -> Path:
         """Write a checkpoint, and remove all but the newest.
 
         Returns:
@@ -165,7 +166,9 @@ class Checkpoints:
 
         Raises:
             OSError: If it cannot be written; those before stay.
+            NonFiniteError: If a parameter is not finite; those before stay.
         """
+        agent._finite.check_parameters()
         state, self.restarts_episodes = _take(agent, self._callback)
         path = self.folder / f"step_{agent.num_timesteps:010d}.npz"
         write_state(encode(state), path)
