@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, wraps
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -158,7 +158,7 @@ class FiniteCheck:
         return Undo((), optimizer) if self._skips else None
 
     def look(self, of: str, loss: th.Tensor, norm: th.Tensor, optimizer: Optimizer) -> None:
-        """Look at a loss and the norm of its gradient, in front of a step.
+        """Look at a loss and the norm of its gradient, or what `zero_if_finite` says of it, in front of a step.
 
         Raises:
             NonFiniteError: If one is not finite.
@@ -240,10 +240,19 @@ def checked(train: AnyTrain) -> AnyTrain:
     return cast(AnyTrain, phase)
 
 
-def total_norm(optimizer: Optimizer) -> tuple[list[th.Tensor], th.Tensor]:
-    """Parameters of an optimizer, and the norm of the gradient of all of them."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    return params, get_total_norm([param.grad for param in params if param.grad is not None])
+def zero_if_finite(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    """0 if all numbers are finite, otherwise something that is not.
+
+    Example:
+        >>> zero_if_finite([th.ones(2), th.tensor([1.0, -th.inf])]).item()
+        -inf
+    """
+    if any(tensor.dtype != th.float32 or tensor.device != tensors[0].device for tensor in tensors):
+        return get_total_norm([tensor.detach() for tensor in tensors]) * 0.0
+    # What GradScaler uses, and five times as fast as norms: one pass over each tensor, which is multiplied by 1.
+    found = th.zeros((), device=tensors[0].device)
+    th._amp_foreach_non_finite_check_and_unscale_(list(tensors), found, th.ones_like(found))
+    return th.log1p(-found)  # log 1 or log 0
 
 
 def _is_finite(values: Any) -> bool:

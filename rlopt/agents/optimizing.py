@@ -10,10 +10,10 @@ from typing import TypeVar
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import LBFGS, Optimizer
 
-from rlopt.agents.finite import FiniteCheck, total_norm
+from rlopt.agents.finite import FiniteCheck, zero_if_finite
 from rlopt.optim import KFAC, CombinedOptimizer, LocoProp, NonFiniteError, needs_closure
 
 T = TypeVar("T")
@@ -70,11 +70,14 @@ def take_step(
     def closure() -> th.Tensor:
         loss = (at_hand.pop() if at_hand else cleared())[0]
         loss.backward()  # type: ignore[no-untyped-call]
-        if check is not None or max_grad_norm < math.inf:
-            params, norm = total_norm(optimizer)
+        clips = max_grad_norm < math.inf
+        if check is not None or clips:
+            params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+            grads = [param.grad for param in params]
+            norm = get_total_norm(grads) if clips else zero_if_finite(grads)
             if check is not None:
                 check.look(of, loss, norm, optimizer)
-            if max_grad_norm < math.inf:
+            if clips:
                 clip_grads_with_norm_(params, max_grad_norm, norm)
         return loss.detach()
 
