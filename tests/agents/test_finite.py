@@ -20,11 +20,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import rlopt_envs  # noqa: F401  # registers its environments
 from rlopt.agents import DDPG, DQN, PPO, SAC, TD3, Checkpoints, HistoryWrapper, SequenceLearning, TransformerExtractor
-from rlopt.agents.plain_tree import decode
 from rlopt.nn import TransformerConfig
 from rlopt.optim import LBFGS, Adam, Kfac, LocoPropSpec, NonFiniteError, Sam, Sgd
 from rlopt.replay import IntrospectiveReplay, PrioritizedReplay
-from rlopt.replay.serialization import read_state
+from rlopt.files.state_file import read_state
 
 AGENTS: dict[str, Any] = {"DQN": DQN, "DDPG": DDPG, "TD3": TD3, "SAC": SAC, "PPO": PPO}
 LOSSES = {"DQN": "the loss", "DDPG": "the loss of the critic", "TD3": "the loss of the critic", "SAC": "the loss of the critic",
@@ -356,7 +355,7 @@ def test_learning_rate_that_explodes(name: str, tmp_path: Path) -> None:
     assert f"; the last good checkpoint is {newest};" in message
     assert message.count("\n") == 0
     for path in checkpoints.paths():
-        state: Any = decode(read_state(path))
+        state: Any = read_state(path / "state.npz")
         assert all(value.isfinite().all() for value in state["modules"]["policy"].values())
 
 
