@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlopt.study.display import Display, Snapshot
-from rlopt.study.files import write_text
 from rlopt.study.grid import Run
 from rlopt.study.launchers import Ended, Start, Trial
 from rlopt.study.locks import lock_run, run_is_held
@@ -162,8 +161,9 @@ class Schedule:
                 self._display.say(f"{run}: {cause}")
                 self._count(run)
             else:
-                if ended.text:
-                    write_text(run.folder / "output.txt", ended.text)
+                if status != "running":  # it did not come so far as to write there itself
+                    with (run.folder / "output.txt").open("a", encoding="utf-8") as output:
+                        output.write(ended.text)
                 hint = "; the usual cause is that memory ran out, try fewer jobs or a smaller buffer"
                 update_manifest(run.folder, status="failed", error=cause + (hint if ended.code == -signal.SIGKILL else ""))
                 self._settle(run)
