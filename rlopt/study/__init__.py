@@ -29,7 +29,7 @@ from pathlib import Path
 from rlopt.study.ranges import Range
 from rlopt.study.runner import run_study
 from rlopt.study.runs import Recorder
-from rlopt.study.search import SearchStoppedError, Trial, Tuned, tune
+from rlopt.study.search import SearchStoppedError, tune
 from rlopt.study.statistics import (
     Interval,
     bootstrap_interval,
@@ -42,6 +42,7 @@ from rlopt.study.statistics import (
     sample_efficiency,
 )
 from rlopt.study.task import Costs, Task
+from rlopt.study.trials import Trial, Tuned
 
 __all__ = [
     "Costs",

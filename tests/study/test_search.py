@@ -9,80 +9,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import parabolas
 import pytest
-from parabolas import PLACE
 from scipy import stats
+from searching import VARIANTS, FakeStudy, Killed, rates, search
 
 import rlopt.study.search as module
-from rlopt.study import Range, SearchStoppedError, Task, Trial, Tuned, tune
-from rlopt.study.grid import expand
+from rlopt.study import Range, SearchStoppedError, Task, Trial, Tuned
 from rlopt.study.ranges import filled, ranges_in
-from rlopt.study.runs import announce, check_config, prepare, read_status, update_manifest
 
 ROOT = Path(__file__).parents[2]
-TASK = Task("t", total_steps=10, goal="minimize")
-VARIANTS = {"a": {"rate": Range.around(1e-2, 30), "best": 0.05}, "b": {"rate": Range.around(1.0, 30), "best": 0.3}}
-
 optuna = pytest.importorskip("optuna")
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-class FakeStudy:
-    """`run_study` in this process: quick, with runs in any order, and able to die."""
-
-    def __init__(self, *, backwards=False):
-        self.backwards, self.moments, self.deadline, self.runs, self.jobs = backwards, 0, math.inf, 0, []
-
-    def moment(self):
-        """One of the moments at which the process may be killed."""
-        self.moments += 1
-        if self.moments > self.deadline:
-            raise Killed
-
-    def __call__(self, function, *, tasks, variants, seeds, folder, jobs):
-        self.jobs.append(jobs)
-        runs = expand(Path(folder), tasks, variants, seeds)
-        for run in runs:
-            check_config(run)
-            announce(run)
-        for run in reversed(runs) if self.backwards else runs:
-            if read_status(run.folder) == "finished":
-                continue
-            self.moment()
-            prepare(run.folder)
-            self.runs += 1
-            try:
-                getattr(parabolas, function.removeprefix(PLACE))(run.config, run.config["seed"], run.folder)
-                update_manifest(run.folder, status="finished")
-            except RuntimeError:
-                update_manifest(run.folder, status="failed")
-        self.moment()
-        return int(any(read_status(run.folder) != "finished" for run in runs))
-
-
-@pytest.fixture
-def no_disk(monkeypatch):
-    """Nothing waits for the disk."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def fake(monkeypatch, no_disk):
-    found = FakeStudy()
-    monkeypatch.setattr(module, "run_study", found)
-    return found
-
-
-def search(folder, function="distance", **changes):
-    return tune(PLACE + function, **{"task": TASK, "variants": VARIANTS, "num_trials": 7, "folder": folder, **changes})
-
-
-def rates(found):
-    return [trial.values["rate"] for trial in found.trials]
 
 
 def test_every_variant_gets_its_trials_and_the_start_is_the_first(fake, tmp_path):
@@ -263,7 +199,7 @@ def test_a_failed_run_ends_a_search_without_a_score_for_it(fake, tmp_path):
 
 
 def test_a_run_that_was_interrupted_is_no_failed_one(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "read_status", lambda folder: "interrupted")
+    monkeypatch.setattr("rlopt.study.trials.read_status", lambda folder: "interrupted")
     with pytest.raises(ValueError, match=r"trial_0/seed_1000000 is interrupted; start the search again"):
         search(tmp_path, failed_score=1.0)
 
