@@ -33,10 +33,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlopt.study.grid import first_difference, plain
+from rlopt.study.grid import expand, first_difference, plain
 from rlopt.study.pruning import RULE_KEY
 from rlopt.study.ranges import Range, filled, ranges_in
 from rlopt.study.runner import run_study
+from rlopt.study.runs import check_config, read_status
 from rlopt.study.storage import Storage, check_installed, quiet
 from rlopt.study.task import Task
 from rlopt.study.thresholds import Curve, Pruner, check_pruner, make_rule
@@ -199,7 +200,7 @@ class _Search:
     ) -> dict[str, Ended]:
         """Run the batch of trials `first` to `last` - 1 of every variant, note how they ended, and return all that have ended."""
         missing: dict[tuple[str, int], dict[str, float]] = {}  # (variant, number of the trial) -> values
-        runs: dict[str, dict[str, Any]] = {}  # name of the trial -> options
+        trials: dict[str, dict[str, Any]] = {}  # name of the trial -> options
         for name, options in variants.items():
             if len(ended[name]) >= last:
                 continue
@@ -207,20 +208,43 @@ class _Search:
             rule = self._rule(ended[name][:first])
             for number in range(len(ended[name]), last):
                 missing[name, number] = proposed[number - first]
-                runs[f"{name}_trial_{number}"] = {**filled(options, proposed[number - first]), **rule}
-        status = run_study(self.function, tasks=[self.task], variants=runs, seeds=self.seeds, folder=self.folder, jobs=jobs)
-        if status > 1:
-            raise SearchStoppedError(status)
-        may_fail = self.failed_score is not None
-        outcomes = [
-            read_outcome(self.folder, self.task, trial, self.seeds, may_fail=may_fail) for trial in runs
-        ]  # before any is noted
+                trials[f"{name}_trial_{number}"] = {**filled(options, proposed[number - first]), **rule}
+        outcomes = self._outcomes(trials, jobs)  # of all, before any is noted
         with self.storage.opened() as storage:
             for (name, number), outcome in zip(missing, outcomes, strict=True):
                 study = self._study(storage, name)
                 if len(_ended(study)) == number:  # else another command has noted it
                     self._note(study, number, ranges_in(variants[name]), missing[name, number], outcome)
             return {name: _ended(self._study(storage, name)) for name in variants}
+
+    def _outcomes(self, trials: Mapping[str, Mapping[str, Any]], jobs: int) -> list[Outcome]:
+        """Do the runs of trials that have not ended, wait for those that other commands do, and return how the trials ended.
+
+        Raises:
+            ValueError: If a run failed and there is no score for it, or was stopped from outside.
+        """
+        grid = expand(self.folder, [self.task], trials, self.seeds)
+        for run in grid:
+            check_config(run)
+        runs = {trial: [run for run in grid if run.variant == trial] for trial in trials}
+        outcomes: dict[str, Outcome] = {}
+        while True:
+            for trial in trials:
+                found = None if trial in outcomes else read_outcome(self.task, runs[trial], may_fail=self.failed_score is not None)
+                if found is not None:
+                    outcomes[trial] = found
+            left = {trial: options for trial, options in trials.items() if trial not in outcomes}
+            if not left:
+                return [outcomes[trial] for trial in trials]
+            status = run_study(self.function, tasks=[self.task], variants=left, seeds=self.seeds, folder=self.folder, jobs=jobs)
+            if status > 1:
+                raise SearchStoppedError(status)
+            for run in (run for trial in left for run in runs[trial]):
+                ended = read_status(run.folder)
+                if ended == "failed" and self.failed_score is None:
+                    raise ValueError(f"every run of a search must end, but one has failed: see error.txt in {run.folder}")
+                if ended in ("waiting", "interrupted"):
+                    raise ValueError(f"every run of a search must end, but {run.folder} is {ended}; start the search again")
 
     def _propose(self, ranges: Mapping[str, Range], ended: Ended, count: int) -> list[dict[str, float]]:
         """Return the values of a batch, which depend on the trials before it only."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlopt.study.locks import lock_study
+
 if TYPE_CHECKING:
     import optuna
 
-if sys.platform != "win32":
-    import fcntl
+_TURN_SECONDS = 120.0  # nobody needs the storage for long
 
 
 def check_installed() -> None:
@@ -54,19 +54,15 @@ class Storage:
         """Give the storage to this process alone, for a moment; the system lets go of it however the process ends.
 
         Raises:
-            ValueError: If the URL is wrong, or the database cannot be reached or refuses.
+            ValueError: If the URL is wrong, or the database cannot be reached or refuses, or another command does not let go.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".turn").open("a", encoding="utf-8") as file:
-            if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_EX)
-            with quiet():
-                if self._url is None:
-                    yield _journal(self._folder / "journal.log")
-                else:
-                    with self._one_sentence():
-                        self._database = self._database or _connect(self._url)
-                        yield self._database
+        with lock_study(self._folder, wait_seconds=_TURN_SECONDS), quiet():
+            if self._url is None:
+                yield _journal(self._folder / "journal.log")
+            else:
+                with self._one_sentence():
+                    self._database = self._database or _connect(self._url)
+                    yield self._database
 
     @contextlib.contextmanager
     def _one_sentence(self) -> Iterator[None]:

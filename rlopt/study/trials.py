@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from rlopt.study.grid import folder_name
+from rlopt.study.grid import Run
 from rlopt.study.ranges import filled, ranges_in
 from rlopt.study.results import align, final_score
 from rlopt.study.runs import DONE, Evaluation, read_evaluations, read_status
@@ -110,35 +109,26 @@ class Outcome:
         return {int(step): float(score) for step, score in zip(grid, scores.mean(axis=0), strict=True)}
 
 
-def read_outcome(folder: Path, task: Task, variant: str, seeds: Sequence[int], *, may_fail: bool) -> Outcome:
-    """Read how a trial ended.
+def read_outcome(task: Task, runs: Sequence[Run], *, may_fail: bool) -> Outcome | None:
+    """Read how a trial ended; None if it has not.
 
     Args:
-        folder: Folder of the search.
         task: The run of a trial.
-        variant: Name of the trial in the study in that folder.
-        seeds: Seeds of its runs.
-        may_fail: Whether a run may have failed.
+        runs: Its runs, one for each seed.
+        may_fail: Whether a trial with a run that failed has ended.
 
     Raises:
-        ValueError: If a run has not ended, has failed though none may, or recorded no evaluation.
+        ValueError: If a run has ended without an evaluation.
     """
-    found: dict[int, list[Evaluation]] = {}
-    pruned, saved_steps = [], 0
-    for seed in seeds:
-        run = folder / folder_name(task.name) / folder_name(variant) / f"seed_{seed}"
-        status = read_status(run)
-        if status == "failed":
-            if not may_fail:
-                raise ValueError(f"every run of a search must end, but one has failed: see error.txt in {run}")
-            return Outcome(None, {}, (), 0)
-        if status not in DONE:
-            raise ValueError(f"every run of a search must end, but {run} is {status}; start the search again")
-        found[seed] = read_evaluations(run)
-        if not found[seed]:
-            raise ValueError(f"every run of a search must record an evaluation, but {run} has none")
-        if status == "pruned":
-            pruned.append(seed)
-            saved_steps += task.total_steps - found[seed][-1].step
+    statuses = {run.seed: read_status(run.folder) for run in runs}
+    if may_fail and "failed" in statuses.values():
+        return Outcome(None, {}, (), 0)
+    if any(status not in DONE for status in statuses.values()):
+        return None
+    found = {run.seed: read_evaluations(run.folder) for run in runs}
+    for run in runs:
+        if not found[run.seed]:
+            raise ValueError(f"every run of a search must record an evaluation, but {run.folder} has none")
     scores = [final_score(np.array([row.score for row in rows]), task.final_evaluations) for rows in found.values()]
-    return Outcome(float(np.mean(scores)), found, tuple(pruned), saved_steps)
+    pruned = tuple(seed for seed, status in statuses.items() if status == "pruned")
+    return Outcome(float(np.mean(scores)), found, pruned, sum(task.total_steps - found[seed][-1].step for seed in pruned))

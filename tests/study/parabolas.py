@@ -53,9 +53,9 @@ def silent(config, seed, folder):
     """Ends without an evaluation."""
 
 
-def slow_third(config, seed, folder):
-    """The third trial waits, unless the folder's search has a file `go`."""
-    if config["variant"].endswith("trial_2") and not (folder.parents[2] / "go").exists():
+def slow_sixth(config, seed, folder):
+    """The sixth trial waits, unless the folder's search has a file `go`."""
+    if config["variant"].endswith("trial_5") and not (folder.parents[2] / "go").exists():
         Recorder(folder).progress(1)
         time.sleep(120)
-    distance(config, seed, folder)
+    descent(config, seed, folder)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from scipy import stats
 from searching import VARIANTS, FakeStudy, Killed, rates, search
@@ -16,6 +17,7 @@ from searching import VARIANTS, FakeStudy, Killed, rates, search
 import rlopt.study.search as module
 from rlopt.study import Range, SearchStoppedError, Task, Trial, Tuned
 from rlopt.study.ranges import filled, ranges_in
+from rlopt.study.runs import read_manifest
 
 ROOT = Path(__file__).parents[2]
 optuna = pytest.importorskip("optuna")
@@ -199,7 +201,8 @@ def test_a_failed_run_ends_a_search_without_a_score_for_it(fake, tmp_path):
 
 
 def test_a_run_that_was_interrupted_is_no_failed_one(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlopt.study.trials.read_status", lambda folder: "interrupted")
+    for place in ("trials", "search"):
+        monkeypatch.setattr(f"rlopt.study.{place}.read_status", lambda folder: "interrupted")
     with pytest.raises(ValueError, match=r"trial_0/seed_1000000 is interrupted; start the search again"):
         search(tmp_path, failed_score=1.0)
 
@@ -334,33 +337,42 @@ def test_how_much_optuna_says_elsewhere_stays_as_it_was(fake, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_and_started_again(tmp_path):
-    """In real processes: killed within the third trial, gone on with, equal to an undisturbed search with other jobs."""
+@pytest.mark.parametrize("database", [False, True])
+def test_three_commands_share_a_search_and_one_is_killed(fake, tmp_path, database):
+    """In real processes, with pruning: no trial is done twice, and all end as an undisturbed search."""
     folder = tmp_path / "s"
+    url = f"sqlite:///{tmp_path / 'search.db'}" if database else None
+    options = "num_trials=7, variants={'a': VARIANTS['a']}, pruner='median'"
     code = (
-        "import sys; from test_search import *; import json; "
-        f"found = search({str(folder)!r}, 'slow_third', num_trials=5, variants={{'a': VARIANTS['a']}}); "
-        "print(json.dumps([[trial.values, trial.score] for trial in found['a'].trials]))"
+        "import json; from searching import VARIANTS, search; "
+        f"found = search({str(folder)!r}, 'slow_sixth', storage={url!r}, {options}); "
+        "print(json.dumps([[trial.values, trial.score, trial.pruned] for trial in found['a'].trials]))"
     )
     paths = [str(ROOT), str(Path(__file__).parent), *filter(None, sys.path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    commands = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
     try:
-        slow = folder / "t" / "a_trial_2" / "seed_1000000"
-        deadline = time.monotonic() + 120
+        slow = folder / "t" / "a_trial_5" / "seed_1000000"
+        deadline = time.monotonic() + 200
         while not (slow / "live.json").exists():
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.05)
-        process.kill()
-        process.communicate()
-        finished = folder / "t" / "a_trial_1" / "seed_1000000" / "manifest.json"
-        before = finished.stat().st_mtime_ns
+        owner = psutil.Process(read_manifest(slow)["pid"]).ppid()
+        victim = next(command for command in commands if command.pid == owner)
+        victim.kill()
+        victim.communicate()
         (folder / "go").touch()
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0
+        outputs = [command.communicate(timeout=300)[0] for command in commands if command is not victim]
+        assert [command.returncode for command in commands if command is not victim] == [0, 0]
     finally:
-        process.kill()
-    expected = search(tmp_path / "undisturbed", num_trials=5, variants={"a": VARIANTS["a"]}, jobs=2)["a"]
-    assert json.loads(output.splitlines()[-1]) == [[trial.values, trial.score] for trial in expected.trials]
-    assert finished.stat().st_mtime_ns == before
+        for command in commands:
+            command.kill()
+    expected = search(tmp_path / "undisturbed", "descent", num_trials=7, variants={"a": VARIANTS["a"]}, pruner="median")["a"]
+    assert any(trial.pruned for trial in expected.trials)
+    for output in outputs:
+        assert json.loads(output.splitlines()[-1]) == [[trial.values, trial.score, trial.pruned] for trial in expected.trials]
+    for number in range(7):
+        manifest = read_manifest(folder / "t" / f"a_trial_{number}" / "seed_1000000")
+        assert manifest["attempts"] == (2 if number == 5 else 1)
