@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlopt.study.locks import lock_study
+from rlopt.study.machine import hide_password
 
 if TYPE_CHECKING:
     import optuna
@@ -76,16 +76,6 @@ class Storage:
             # Optuna wraps errors of SQLAlchemy, and this one those of the driver, which say it best.
             cause = error.__cause__ if isinstance(error.__cause__, sqlalchemy.exc.SQLAlchemyError) else error
             raise ValueError(f"storage must be a database that answers, got {self}: {_sentence(cause)}") from error
-
-
-def hide_password(text: str) -> str:
-    """Return a text with `***` for the passwords in its URLs.
-
-    Example:
-        >>> hide_password("postgresql://me:secret@host/db")
-        'postgresql://me:***@host/db'
-    """
-    return re.sub(r"(\w://[^\s:/@]*):[^\s/@]*@", r"\1:***@", text)
 
 
 def _connect(url: str) -> optuna.storages.BaseStorage:

@@ -9,6 +9,7 @@ from parabolas import PLACE
 from rlopt.study import Range, Task, tune
 from rlopt.study.grid import expand
 from rlopt.study.pruning import Pruned
+from rlopt.study.record import update_study
 from rlopt.study.runs import DONE, announce, check_config, prepare, read_status, update_manifest
 
 TASK = Task("t", total_steps=10, goal="minimize")
@@ -31,9 +32,11 @@ class FakeStudy:
         if self.moments > self.deadline:
             raise Killed
 
-    def __call__(self, function, *, tasks, variants, seeds, folder, jobs):
+    def __call__(self, function, *, tasks, variants, seeds, folder, jobs, baseline=None):
         self.jobs.append(jobs)
+        call = function if callable(function) else getattr(parabolas, function.removeprefix(PLACE))
         runs = expand(Path(folder), tasks, variants, seeds)
+        update_study(Path(folder), tasks, list(variants), baseline, "python mine.py")
         for run in runs:
             check_config(run)
             announce(run)
@@ -44,8 +47,8 @@ class FakeStudy:
             prepare(run.folder)
             self.runs += 1
             try:
-                getattr(parabolas, function.removeprefix(PLACE))(run.config, run.config["seed"], run.folder)
-                update_manifest(run.folder, status="finished")
+                call(run.config, run.config["seed"], run.folder)
+                update_manifest(run.folder, status="finished", wall_seconds=1.0, cpu_seconds=1.0)
             except RuntimeError:
                 update_manifest(run.folder, status="failed")
             except Pruned:
