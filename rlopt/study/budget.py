@@ -31,10 +31,7 @@ def read_searches(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / "search.json"
     if not path.exists():
         return {}
-    content = read_json(path)
-    if not isinstance(content.get("tasks"), dict):
-        raise ValueError(f"{path} must hold tasks; move it away")
-    return dict(content["tasks"])
+    return dict(read_json(path).get("tasks", {}))
 
 
 def section(results: StudyResults) -> list[Block]:
@@ -97,5 +94,5 @@ def edge_text(option: str, entry: Entry) -> str:
     span = entry["ranges"][option]
     return (
         f"{option} = {entry['values'][option]:.4g} is at the {entry['edges'][option]} edge of its range from {span['low']:.4g} to "
-        f"{span['high']:.4g}; a wider one may hold a better value."
+        f"{span['high']:.4g}; a wider one, if the option allows it, may hold a better value."
     )

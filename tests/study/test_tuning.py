@@ -98,7 +98,7 @@ def test_the_report_tells_the_budget(fake, tmp_path):
         counts = [str(entry[count]) for count in ("failed", "pruned", "saved_steps")]
         assert cells[2:8] == [f"rate = {entry['values']['rate']:.4g}", "6", "10", *counts]
     assert "t / c: rate = " in text
-    assert "is at the lower edge of its range from 1 to 9; a wider one may hold a better value." in text
+    assert "is at the lower edge of its range from 1 to 9; a wider one, if the option allows it, may hold a better value." in text
     assert "Budgets are equal" in (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
     assert rows(text, "### Final scores")["a"][-1] == "4"
 
@@ -174,8 +174,8 @@ def test_wrong_parameters_are_refused(tmp_path, changes, message):
 
 
 def test_a_damaged_record_of_a_search_is_one_sentence(tmp_path):
-    (tmp_path / "search.json").write_text('{"tasks": 3}')
-    with pytest.raises(ValueError, match=r"search.json must hold tasks; move it away"):
+    (tmp_path / "search.json").write_text('{"tasks": ')
+    with pytest.raises(ValueError, match=r"search.json is not valid JSON .*; delete it or restore it"):
         read_searches(tmp_path)
 
 
