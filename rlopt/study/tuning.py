@@ -29,8 +29,9 @@ from typing import Any
 from rich.console import Console
 
 from rlopt.study.budget import edge_text, write_search
+from rlopt.study.grid import expand
 from rlopt.study.locks import lock_study
-from rlopt.study.ranges import ranges_in
+from rlopt.study.ranges import filled, ranges_in
 from rlopt.study.runner import run_study
 from rlopt.study.search import TRIAL_SEED, SearchStoppedError, tune
 from rlopt.study.task import Task
@@ -107,6 +108,7 @@ def compare_tuned(
     for task in tasks:
         if list(options[task.name]) != list(options[tasks[0].name]):
             raise ValueError(f"variants must have the same names for all tasks, got others for {tasks[0].name} and {task.name}")
+    _check_runs(tasks, options, fresh, folder, baseline)
 
     status, chosen = 0, {}
     try:
@@ -139,6 +141,22 @@ def compare_tuned(
         status = max(status, ended)
     report(folder)
     return status
+
+
+def _check_runs(
+    tasks: Sequence[Task], options: Mapping[str, Variants], seeds: Sequence[int], folder: Path, baseline: str | None
+) -> None:
+    """Refuse what `run_study` would refuse after the search."""
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"tasks must be one or more with different names, got {', '.join(names) or 'none'}")
+    for task in tasks:
+        started = {
+            name: filled(of, {key: span.start for key, span in ranges_in(of).items()}) for name, of in options[task.name].items()
+        }
+        expand(folder, [task], started, seeds)
+        if baseline is not None and baseline not in started:
+            raise ValueError(f"baseline must be one of {', '.join(started)}, got {baseline}")
 
 
 def record_search(folder: Path, task: Task, found: Mapping[str, Tuned], seeds: Sequence[int], pruner: Pruner | None) -> None:

@@ -420,12 +420,12 @@ def test_comparison_end_to_end(tmp_path, capsys):
     assert float(costs["adam"]["relative_seconds"]) == 1.0
     assert float(costs["locoprop_m"]["relative_seconds"]) > 1.0
     assert costs["locoprop_m"]["equal_seconds"] == costs["adam"]["equal_seconds"]  # adam is the quicker one
-    assert "| locoprop_m |" in text
+    assert "Budgets are equal" in text
     found = json.loads((tmp_path / "s" / "search.json").read_text())
     assert {name: len(of["trials"]) for name, of in found["tasks"]["curves14"].items()} == {"adam": 2, "locoprop_m": 2}
     folder = tmp_path / "s" / "curves14" / "adam" / "seed_0"
     options = json.loads((folder / "config.json").read_text())
-    assert (options["optimizer"], options["lr"]) == ("adam", found["optimizers"]["adam"]["best_lr"])
+    assert (options["optimizer"], options["lr"]) == ("adam", found["tasks"]["curves14"]["adam"]["values"]["lr"])
     trial = next((tmp_path / "s" / "search" / "curves14").glob("adam_trial_*/seed_*/manifest.json"))
     before = [path.stat().st_mtime_ns for path in (folder / "manifest.json", trial)]
 
@@ -433,7 +433,7 @@ def test_comparison_end_to_end(tmp_path, capsys):
     assert experiment.main(words) == 0
     said = capsys.readouterr().out
     assert "2 of 2 runs are finished already." in said
-    assert f"adam: learning rate {found['optimizers']['adam']['best_lr']:g}" in said
+    assert f"curves14 / adam: lr = {options['lr']:.4g}; 2 trials" in said
     assert [path.stat().st_mtime_ns for path in (folder / "manifest.json", trial)] == before
 
     assert experiment.main([*words, "--activation", "relu"]) == 2

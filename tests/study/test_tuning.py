@@ -161,6 +161,12 @@ def test_ranges_without_a_working_value_are_refused_and_kept_on_record(fake, no_
         ({"seeds": 12, "trial_seeds": (11,)}, "got 11 in both"),
         ({"trial_tasks": [Task("t", 5)]}, "trial_tasks must have the names and goals of tasks, in their order"),
         ({"trial_tasks": []}, "trial_tasks must have the names and goals of tasks, in their order"),
+        ({"tasks": []}, "tasks must be one or more with different names, got none"),
+        ({"tasks": [TASK, TASK]}, "tasks must be one or more with different names, got t, t"),
+        ({"seeds": 0}, "seeds must not be empty, got none"),
+        ({"seeds": [1, 1]}, "seeds must differ from each other, got 1 more than once"),
+        ({"baseline": "c"}, "baseline must be one of a, b, got c"),
+        ({"variants": {"a": {"rate": Range(0, 1), "f": print}}}, "config of t / a must hold JSON values only"),
         (
             {"tasks": [TASK, Task("u", 10)], "variants": lambda task: {task.name: {"rate": Range(0, 1)}}},
             "variants must have the same names for all tasks, got others for t and u",
