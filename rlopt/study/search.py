@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlopt.study.grid import expand, first_difference, plain
+from rlopt.study.launchers import Launcher
 from rlopt.study.pruning import RULE_KEY
 from rlopt.study.ranges import Range, filled, ranges_in
 from rlopt.study.runner import run_study
@@ -80,7 +81,8 @@ def tune(
     batch: int = 2,
     pruner: Pruner | None = None,
     failed_score: float | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
+    launcher: str | Launcher = "local",
 ) -> dict[str, Tuned]:
     """Search good values for the ranges in each variant, with the same number of equal trials for every variant.
 
@@ -112,7 +114,8 @@ def tune(
             there. With several seeds each run is judged against those with its seed, and a trial with one pruned run counts as
             pruned. Scores of pruned trials guide the sampler, but are never the best. None: all runs go to their end.
         failed_score: Score of a trial with a run that fails; finite, a bad one. None: such a run ends the search with an error.
-        jobs: Processes at a time, >= 1.
+        jobs: Processes at a time, >= 1, and where they are, as for `run_study`.
+        launcher: `local`, `ray` or `slurm`, or an object of `rlopt.study.launchers`.
 
     Returns:
         Name -> what was found. Nothing is judged: the best trial may be a bad one, or lie at the edge of its range.
@@ -130,7 +133,7 @@ def tune(
     for name, value, least in (
         ("num_trials", num_trials, 1),
         ("batch", batch, 1),
-        ("jobs", jobs, 1),
+        ("jobs", 1 if jobs is None else jobs, 1),
         ("sampler_seed", sampler_seed, 0),
     ):
         if value < least:
@@ -146,12 +149,14 @@ def tune(
         if RULE_KEY in options or RULE_KEY in task.config:
             raise ValueError(f"config of {name} must have no key {RULE_KEY!r}, which belongs to the search; rename it")
     storage_ = Storage(storage, Path(folder) / "optuna")
-    search = _Search(function, task, Path(folder), storage_, tuple(seeds), sampler_seed, batch, pruner, failed_score)
+    search = _Search(
+        function, task, Path(folder), storage_, tuple(seeds), sampler_seed, batch, pruner, failed_score, jobs, launcher
+    )
     ended = search.begin(variants)
     for first in range(0, num_trials, batch):
         last = min(first + batch, num_trials)
         if any(len(found) < last for found in ended.values()):
-            ended = search.work(variants, ended, first, last, jobs)
+            ended = search.work(variants, ended, first, last)
     trial_steps = len(seeds) * task.total_steps
     return {
         name: Tuned(options, tuple(_trial(found) for found in ended[name][:num_trials]), task.goal, trial_steps)
@@ -172,6 +177,8 @@ class _Search:
     batch: int
     pruner: Pruner | None
     failed_score: float | None
+    jobs: int | None
+    launcher: str | Launcher
 
     def begin(self, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Ended]:
         """Begin the search or go on; return the trials of each variant that have ended.
@@ -196,7 +203,7 @@ class _Search:
             return {name: _ended(self._study(storage, name)) for name in variants}
 
     def work(
-        self, variants: Mapping[str, Mapping[str, Any]], ended: Mapping[str, Ended], first: int, last: int, jobs: int
+        self, variants: Mapping[str, Mapping[str, Any]], ended: Mapping[str, Ended], first: int, last: int
     ) -> dict[str, Ended]:
         """Run the batch of trials `first` to `last` - 1 of every variant, note how they ended, and return all that have ended."""
         missing: dict[tuple[str, int], dict[str, float]] = {}  # (variant, number of the trial) -> values
@@ -209,7 +216,7 @@ class _Search:
             for number in range(len(ended[name]), last):
                 missing[name, number] = proposed[number - first]
                 trials[f"{name}_trial_{number}"] = {**filled(options, proposed[number - first]), **rule}
-        outcomes = self._outcomes(trials, jobs)  # of all, before any is noted
+        outcomes = self._outcomes(trials)  # of all, before any is noted
         with self.storage.opened() as storage:
             for (name, number), outcome in zip(missing, outcomes, strict=True):
                 study = self._study(storage, name)
@@ -217,7 +224,7 @@ class _Search:
                     self._note(study, number, ranges_in(variants[name]), missing[name, number], outcome)
             return {name: _ended(self._study(storage, name)) for name in variants}
 
-    def _outcomes(self, trials: Mapping[str, Mapping[str, Any]], jobs: int) -> list[Outcome]:
+    def _outcomes(self, trials: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
         """Do the runs of trials that have not ended, wait for those that other commands do, and return how the trials ended.
 
         Raises:
@@ -236,7 +243,15 @@ class _Search:
             left = {trial: options for trial, options in trials.items() if trial not in outcomes}
             if not left:
                 return [outcomes[trial] for trial in trials]
-            status = run_study(self.function, tasks=[self.task], variants=left, seeds=self.seeds, folder=self.folder, jobs=jobs)
+            status = run_study(
+                self.function,
+                tasks=[self.task],
+                variants=left,
+                seeds=self.seeds,
+                folder=self.folder,
+                jobs=self.jobs,
+                launcher=self.launcher,
+            )
             if status > 1:
                 raise SearchStoppedError(status)
             for run in (run for trial in left for run in runs[trial]):

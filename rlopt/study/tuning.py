@@ -30,6 +30,7 @@ from rich.console import Console
 
 from rlopt.study.budget import edge_text, write_search
 from rlopt.study.grid import expand
+from rlopt.study.launchers import Launcher
 from rlopt.study.locks import lock_study
 from rlopt.study.ranges import filled, ranges_in
 from rlopt.study.runner import run_study
@@ -58,7 +59,8 @@ def compare_tuned(
     batch: int = 2,
     pruner: Pruner | None = None,
     failed_score: float | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
+    launcher: str | Launcher = "local",
 ) -> int:
     """Tune every variant on every task by the same number of trials, run what was found with fresh seeds, and write the report.
 
@@ -84,7 +86,8 @@ def compare_tuned(
         batch: Trials that are proposed together.
         pruner: How trials are stopped early, if at all.
         failed_score: Score of a trial with a run that fails. None: such a run ends the search with an error.
-        jobs: Processes at a time, >= 1.
+        jobs: Processes at a time, >= 1, and where they are, as for `run_study`.
+        launcher: `local`, `ray` or `slurm`, or an object of `rlopt.study.launchers`.
 
     Returns:
         An exit status: 0 if all runs are finished, 1 if a run failed, 130 or 143 if stopped by SIGINT or SIGTERM.
@@ -126,6 +129,7 @@ def compare_tuned(
                 pruner=pruner,
                 failed_score=failed_score,
                 jobs=jobs,
+                launcher=launcher,
             )
             record_search(folder, task, found, trial_seeds, pruner)
             _refuse_failures(folder, task, found, failed_score)
@@ -134,7 +138,14 @@ def compare_tuned(
         return stopped.status
     for task in tasks:
         ended = run_study(
-            function, tasks=[task], variants=chosen[task.name], seeds=fresh, folder=folder, baseline=baseline, jobs=jobs
+            function,
+            tasks=[task],
+            variants=chosen[task.name],
+            seeds=fresh,
+            folder=folder,
+            baseline=baseline,
+            jobs=jobs,
+            launcher=launcher,
         )
         if ended > 1:
             return ended
