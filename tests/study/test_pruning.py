@@ -67,6 +67,14 @@ def test_the_last_score_is_compared_with_the_threshold(tmp_path):
         recorder.evaluation(60, -1.1)
 
 
+def test_of_several_thresholds_between_two_evaluations_the_last_one_counts(tmp_path):
+    recorder = recorder_with(tmp_path, [(20, 1.0), (40, 3.0), (50, 4.0)])
+    recorder.evaluation(10, 2.0)
+    recorder.evaluation(49, 3.5)  # 2.0 is not worse than 3.0
+    with pytest.raises(Pruned, match=r"2 is worse than 1"):
+        recorder_with(tmp_path / "other", [(20, 3.0), (40, 1.0), (50, 4.0)]).evaluation(49, 2.0)
+
+
 def test_the_end_of_a_run_is_not_judged_nor_a_run_with_another_seed(tmp_path):
     recorder_with(tmp_path / "end", [(90, 0.0)]).evaluation(100, 9.0)
     recorder_with(tmp_path / "other", [(10, 0.0)], seed=4).evaluation(50, 9.0)

@@ -337,11 +337,10 @@ def test_how_much_optuna_says_elsewhere_stays_as_it_was(fake, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database", [False, True])
-def test_three_commands_share_a_search_and_one_is_killed(fake, tmp_path, database):
-    """In real processes, with pruning: no trial is done twice, and all end as an undisturbed search."""
+def test_three_commands_share_a_search_and_one_is_killed(fake, tmp_path):
+    """In real processes, with pruning and a database: no trial is done twice, and all end as an undisturbed search."""
     folder = tmp_path / "s"
-    url = f"sqlite:///{tmp_path / 'search.db'}" if database else None
+    url = f"sqlite:///{tmp_path / 'search.db'}"
     options = "num_trials=7, variants={'a': VARIANTS['a']}, pruner='median'"
     code = (
         "import json; from searching import VARIANTS, search; "
