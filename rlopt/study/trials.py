@@ -48,7 +48,7 @@ class Tuned:
     variant: Mapping[str, Any]
     trials: tuple[Trial, ...]
     goal: Goal
-    trial_steps: int = 0
+    trial_steps: int
 
     @property
     def best(self) -> Trial:

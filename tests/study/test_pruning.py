@@ -260,8 +260,8 @@ def test_failed_trials_do_not_judge(fake, tmp_path):
 
 def test_a_pruned_trial_is_best_only_if_none_went_to_its_end():
     trials = (Trial({"x": 1}, 0.0, False, True), Trial({"x": 2}, 5.0, False), Trial({"x": 3}, -1.0, True))
-    assert Tuned({}, trials, "minimize").best is trials[1]
-    assert Tuned({}, trials[::2], "minimize").best is trials[0]
+    assert Tuned({}, trials, "minimize", 10).best is trials[1]
+    assert Tuned({}, trials[::2], "minimize", 10).best is trials[0]
 
 
 def test_a_pruner_that_could_stop_nothing_is_refused(fake, tmp_path):

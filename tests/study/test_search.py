@@ -297,14 +297,14 @@ def test_values_in_the_outer_tenth_are_at_the_edge():
 def test_edges_of_the_best_values_are_told():
     variant = {"rate": Range(0.0, 1.0), "inner": {"x": Range(0.0, 1.0)}}
     trials = (Trial({"rate": 0.5, "inner.x": 0.5}, 3.0, False), Trial({"rate": 0.5, "inner.x": 0.99}, 2.0, False))
-    assert Tuned(variant, trials, "minimize").edges == {"inner.x": "upper"}
-    assert Tuned(variant, trials, "maximize").edges == {}
+    assert Tuned(variant, trials, "minimize", 10).edges == {"inner.x": "upper"}
+    assert Tuned(variant, trials, "maximize", 10).edges == {}
 
 
 def test_a_failed_trial_is_best_only_if_all_failed():
     trials = (Trial({"x": 1}, 0.0, True), Trial({"x": 2}, 5.0, False), Trial({"x": 3}, 5.0, False))
-    assert Tuned({}, trials, "minimize").best is trials[1]
-    assert Tuned({}, trials[:1], "minimize").best is trials[0]
+    assert Tuned({}, trials, "minimize", 10).best is trials[1]
+    assert Tuned({}, trials[:1], "minimize", 10).best is trials[0]
 
 
 def test_ranges_are_found_and_replaced_at_any_depth():
