@@ -83,6 +83,7 @@ def tune(
     failed_score: float | None = None,
     jobs: int | None = None,
     launcher: str | Launcher = "local",
+    retries: int = 3,
 ) -> dict[str, Tuned]:
     """Search good values for the ranges in each variant, with the same number of equal trials for every variant.
 
@@ -116,6 +117,7 @@ def tune(
         failed_score: Score of a trial with a run that fails; finite, a bad one. None: such a run ends the search with an error.
         jobs: Processes at a time, >= 1, and where they are, as for `run_study`.
         launcher: `local`, `ray` or `slurm`, or an object of `rlopt.study.launchers`.
+        retries: How often a run is started again when its process was lost, >= 0.
 
     Returns:
         Name -> what was found. Nothing is judged: the best trial may be a bad one, or lie at the edge of its range.
@@ -135,6 +137,7 @@ def tune(
         ("batch", batch, 1),
         ("jobs", 1 if jobs is None else jobs, 1),
         ("sampler_seed", sampler_seed, 0),
+        ("retries", retries, 0),
     ):
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {value}")
@@ -148,9 +151,19 @@ def tune(
             raise ValueError(f"variants must each hold a Range to search in, got none in {name}")
         if RULE_KEY in options or RULE_KEY in task.config:
             raise ValueError(f"config of {name} must have no key {RULE_KEY!r}, which belongs to the search; rename it")
-    storage_ = Storage(storage, Path(folder) / "optuna")
     search = _Search(
-        function, task, Path(folder), storage_, tuple(seeds), sampler_seed, batch, pruner, failed_score, jobs, launcher
+        function,
+        task,
+        Path(folder),
+        Storage(storage, Path(folder) / "optuna"),
+        tuple(seeds),
+        sampler_seed,
+        batch,
+        pruner,
+        failed_score,
+        jobs,
+        launcher,
+        retries,
     )
     ended = search.begin(variants)
     for first in range(0, num_trials, batch):
@@ -179,6 +192,7 @@ class _Search:
     failed_score: float | None
     jobs: int | None
     launcher: str | Launcher
+    retries: int
 
     def begin(self, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Ended]:
         """Begin the search or go on; return the trials of each variant that have ended.
@@ -251,6 +265,7 @@ class _Search:
                 folder=self.folder,
                 jobs=self.jobs,
                 launcher=self.launcher,
+                retries=self.retries,
             )
             if status > 1:
                 raise SearchStoppedError(status)

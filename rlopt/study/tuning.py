@@ -61,6 +61,7 @@ def compare_tuned(
     failed_score: float | None = None,
     jobs: int | None = None,
     launcher: str | Launcher = "local",
+    retries: int = 3,
 ) -> int:
     """Tune every variant on every task by the same number of trials, run what was found with fresh seeds, and write the report.
 
@@ -88,6 +89,7 @@ def compare_tuned(
         failed_score: Score of a trial with a run that fails. None: such a run ends the search with an error.
         jobs: Processes at a time, >= 1, and where they are, as for `run_study`.
         launcher: `local`, `ray` or `slurm`, or an object of `rlopt.study.launchers`.
+        retries: How often a run is started again when its process was lost, >= 0.
 
     Returns:
         An exit status: 0 if all runs are finished, 1 if a run failed, 130 or 143 if stopped by SIGINT or SIGTERM.
@@ -130,6 +132,7 @@ def compare_tuned(
                 failed_score=failed_score,
                 jobs=jobs,
                 launcher=launcher,
+                retries=retries,
             )
             record_search(folder, task, found, trial_seeds, pruner)
             _refuse_failures(folder, task, found, failed_score)
@@ -146,6 +149,7 @@ def compare_tuned(
             baseline=baseline,
             jobs=jobs,
             launcher=launcher,
+            retries=retries,
         )
         if ended > 1:
             return ended

@@ -350,7 +350,7 @@ def quick_runs(monkeypatch):
     """
     configs = []
 
-    def study_of(function, tasks, variants, seeds, folder, jobs, launcher, baseline=None):
+    def study_of(function, tasks, variants, seeds, folder, jobs, launcher, retries, baseline=None):
         assert function.endswith("_autoencoder_training.py:train")
         for variant, options in variants.items():
             for seed in seeds:

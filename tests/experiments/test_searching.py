@@ -54,6 +54,14 @@ def test_a_storage_that_is_no_database_is_one_line(experiment, tmp_path, capsys)
 
 
 @EXPERIMENTS
+def test_a_part_of_the_runs_is_refused_with_a_search(experiment, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    error = said(experiment, capsys, "--search", "2", "--shard", "1/2", "--output", str(tmp_path))
+    assert error == "error: shard must be left out with search, whose trials all commands on one folder share; drop the option"
+    assert not list(tmp_path.iterdir())
+
+
+@EXPERIMENTS
 def test_what_determines_the_search_is_in_the_name_of_the_study(experiment):
     pytest.importorskip("optuna")
     first, longer, pruned, stored = (

@@ -32,7 +32,7 @@ class FakeStudy:
         if self.moments > self.deadline:
             raise Killed
 
-    def __call__(self, function, *, tasks, variants, seeds, folder, jobs, launcher, baseline=None):
+    def __call__(self, function, *, tasks, variants, seeds, folder, jobs, launcher, retries, baseline=None):
         self.jobs.append(jobs)
         call = function if callable(function) else getattr(parabolas, function.removeprefix(PLACE))
         runs = expand(Path(folder), tasks, variants, seeds)

@@ -248,6 +248,7 @@ def test_a_folder_with_another_search_is_refused(fake, tmp_path, changes, messag
         ({"batch": 0}, "batch must be >= 1, got 0"),
         ({"jobs": 0}, "jobs must be >= 1, got 0"),
         ({"sampler_seed": -1}, "sampler_seed must be >= 0, got -1"),
+        ({"retries": -1}, "retries must be >= 0, got -1"),
         ({"failed_score": math.inf}, "failed_score must be finite, got inf"),
         ({"seeds": []}, "seeds must hold one or more numbers, got none"),
         ({"variants": {"a": {"rate": 1.0}}}, "variants must each hold a Range to search in, got none in a"),
