@@ -201,18 +201,25 @@ def test_with_pruning_too_only_the_data_matter(fake, tmp_path, pruner):
     assert search(tmp_path / "longer", "descent", **options) == expected
 
 
-def test_a_pruned_search_killed_at_any_batch_ends_as_an_undisturbed_one(monkeypatch, no_disk, tmp_path):
+def test_a_pruned_search_killed_at_any_moment_ends_as_an_undisturbed_one(monkeypatch, no_disk, tmp_path):
     pytest.importorskip("optuna")
 
     def at(deadline, folder):
         fake = FakeStudy()
         fake.deadline = deadline
+        note = module._Search._note
+
+        def noted(*arguments):
+            note(*arguments)
+            fake.moment()
+
         with monkeypatch.context() as patch:
             patch.setattr(module, "run_study", fake)
+            patch.setattr(module._Search, "_note", noted)
             return search(folder, "descent", num_trials=8, pruner="median", variants={"a": VARIANTS["a"]}), fake
 
     expected, undisturbed = at(math.inf, tmp_path / "s")
-    assert undisturbed.moments == 8 + 4
+    assert undisturbed.moments == 8 + 4 + 8
     for moment in range(undisturbed.moments):
         with pytest.raises(Killed):
             at(moment, tmp_path / f"killed_{moment}")
@@ -232,6 +239,16 @@ def test_runs_are_judged_by_earlier_runs_with_their_seed(fake, tmp_path):
     assert [step for step, _ in rule["thresholds"]["10"]] == list(range(3, 10))
     before = read_json(tmp_path / "t" / "a_trial_3" / "seed_10" / "config.json")[RULE_KEY]
     assert before["thresholds"] == {"10": [], "19": []}
+
+
+def test_pruned_runs_are_no_judges_of_the_median(fake, tmp_path):
+    pytest.importorskip("optuna")
+    found = search(tmp_path, "descent", num_trials=14, pruner="median", variants={"a": VARIANTS["a"]})["a"]
+    assert sum(trial.pruned for trial in found.trials[:12]) >= 2
+    rule = read_json(tmp_path / "t" / "a_trial_12" / "seed_1000000" / "config.json")[RULE_KEY]
+    folders = [tmp_path / "t" / f"a_trial_{number}" / "seed_1000000" for number in range(12) if not found.trials[number].pruned]
+    medians = [[step, np.median([read_evaluations(folder)[step - 1].score for folder in folders])] for step in range(3, 10)]
+    assert rule["thresholds"]["1000000"] == medians
 
 
 def test_optuna_sees_pruned_trials_as_pruned_with_their_curves(fake, tmp_path):
