@@ -76,11 +76,13 @@ def _status(folder: Path, console: Console) -> int:
     from rlopt.study.runs import STATUSES, read_live
 
     results = read_results(folder)
-    table = Table("task", "variant", *STATUSES, box=None, pad_edge=False)
+    # Only trials of a search can be pruned.
+    shown = [status for status in STATUSES if status != "pruned" or any(run.status == status for run in results.runs)]
+    table = Table("task", "variant", *shown, box=None, pad_edge=False)
     for task in results.record.tasks:
         for variant in results.record.variants:
             statuses = [run.status for run in results.runs if (run.task, run.variant) == (task.name, variant)]
-            table.add_row(task.name, variant, *(str(statuses.count(status) or "") for status in STATUSES))
+            table.add_row(task.name, variant, *(str(statuses.count(status) or "") for status in shown))
     console.print(table)
     totals = {task.name: task.total_steps for task in results.record.tasks}
     for run in results.runs:

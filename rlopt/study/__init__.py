@@ -1,7 +1,8 @@
 """From "is A better than B?" to an answer with confidence intervals.
 
 `run_study` runs a grid of variants, tasks and seeds as independent processes and can be stopped and continued; `tune` searches
-good values of options first, with the same number of trials for every variant (it needs Optuna, the extra `rlopt[search]`);
+good values of options first, with the same number of trials for every variant (it needs Optuna, the extra `rlopt[search]`), and
+`compare_tuned` does both;
 `report` turns the run folders into tables and figures; the statistics work on any array of scores. The package knows no
 method: a study runs a function.
 
@@ -29,7 +30,7 @@ from pathlib import Path
 from rlopt.study.ranges import Range
 from rlopt.study.runner import run_study
 from rlopt.study.runs import Recorder
-from rlopt.study.search import SearchStoppedError, Trial, Tuned, tune
+from rlopt.study.search import SearchStoppedError, tune
 from rlopt.study.statistics import (
     Interval,
     bootstrap_interval,
@@ -42,6 +43,8 @@ from rlopt.study.statistics import (
     sample_efficiency,
 )
 from rlopt.study.task import Costs, Task
+from rlopt.study.trials import Trial, Tuned
+from rlopt.study.tuning import compare_tuned
 
 __all__ = [
     "Costs",
@@ -53,6 +56,7 @@ __all__ = [
     "Trial",
     "Tuned",
     "bootstrap_interval",
+    "compare_tuned",
     "iqm",
     "mean",
     "median",

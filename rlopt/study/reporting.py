@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rlopt.study import costs, document, figures, provenance, sections
+from rlopt.study import budget, costs, document, figures, provenance, sections
 from rlopt.study.files import write_text
+from rlopt.study.locks import lock_study
 from rlopt.study.results import read_results
 
 
@@ -33,23 +34,25 @@ def report(study: Path | str) -> Path:
     style = figures.styles(results.record.variants)
     blocks = [
         *sections.opening(results),
+        *budget.section(results),
         *(block for task in results.record.tasks for block in sections.task(results, task, style)),
         *sections.aggregate(results, style),
         *provenance.cost(results),
         *provenance.status(results),
         *provenance.method(results),
     ]
-    folder = results.folder / "figures"
-    shutil.rmtree(folder, ignore_errors=True)  # drawings of a larger, earlier report
-    folder.mkdir()
-    for block in blocks:
-        if isinstance(block, document.Figure):
-            write_text(folder / f"{block.name}.svg", block.svg)
-    for task in results.record.tasks:
-        rows = costs.cost_rows(results, task)
-        if rows:
-            write_text(costs.csv_path(results.folder, task), costs.to_csv(rows))
-    write_text(results.folder / "report.md", document.to_markdown(blocks))
     page = results.folder / "report.html"
-    write_text(page, document.to_html(f"{results.folder.resolve().name}: report", blocks))
+    with lock_study(results.folder, wait_seconds=60.0):  # commands that shared a study end at the same time
+        folder = results.folder / "figures"
+        shutil.rmtree(folder, ignore_errors=True)  # drawings of a larger, earlier report
+        folder.mkdir()
+        for block in blocks:
+            if isinstance(block, document.Figure):
+                write_text(folder / f"{block.name}.svg", block.svg)
+        for task in results.record.tasks:
+            rows = costs.cost_rows(results, task)
+            if rows:
+                write_text(costs.csv_path(results.folder, task), costs.to_csv(rows))
+        write_text(results.folder / "report.md", document.to_markdown(blocks))
+        write_text(page, document.to_html(f"{results.folder.resolve().name}: report", blocks))
     return page

@@ -20,9 +20,13 @@ from typing import Any, Literal, NamedTuple
 from rlopt.study.files import read_json, write_json, write_text
 from rlopt.study.grid import Run, first_difference
 from rlopt.study.locks import run_is_held
+from rlopt.study.pruning import read_rule
 
-Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
-STATUSES: tuple[Status, ...] = ("finished", "running", "interrupted", "failed", "waiting")
+Status = Literal["waiting", "running", "finished", "pruned", "failed", "interrupted"]
+STATUSES: tuple[Status, ...] = ("finished", "pruned", "running", "interrupted", "failed", "waiting")
+
+# Runs that are done: they are not started again. Only the finished ones count in statistics.
+DONE: tuple[Status, ...] = ("finished", "pruned")
 
 # The live file is for people who watch: there is no need to write it more often than they can read.
 _LIVE_SECONDS = 0.5
@@ -42,6 +46,8 @@ class Recorder:
     A run that continues from a checkpoint finds its earlier evaluations in the folder and adds to them; an evaluation
     at step s replaces those at s and later, which belong to the part that is done again.
 
+    A trial of a search that prunes is judged at each evaluation, and ended by an exception that is no `Exception`.
+
     Args:
         folder: The folder of the run.
 
@@ -59,6 +65,9 @@ class Recorder:
         self._rows = read_evaluations(folder)
         self._start = time.monotonic() - (self._rows[-1].seconds if self._rows else 0.0)
         self._live_time = -_LIVE_SECONDS
+        self._rule = read_rule(folder)
+        for count in range(1, len(self._rows) + 1):  # a run that was stopped while it was judged
+            self._judge(self._rows[:count])
 
     def progress(self, step: int) -> None:
         """Tell how many steps are done. Cheap: call it every step."""
@@ -73,6 +82,7 @@ class Recorder:
 
         Raises:
             ValueError: If the score is infinite or not a number, as happens when a run diverges.
+            rlopt.study.pruning.Pruned: If the run is a trial that is to stop here.
         """
         if not math.isfinite(score):
             raise ValueError(f"score must be finite, got {score} at step {step}")
@@ -83,6 +93,11 @@ class Recorder:
         writer.writerow(Evaluation._fields)
         writer.writerows((row.step, repr(row.score), f"{row.seconds:.3f}") for row in self._rows)
         write_text(self._folder / "evaluations.csv", text.getvalue())
+        self._judge(self._rows)
+
+    def _judge(self, rows: Sequence[Evaluation]) -> None:
+        if self._rule is not None:
+            self._rule.check([row.step for row in rows], [row.score for row in rows])
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
@@ -128,7 +143,7 @@ def read_status(folder: Path) -> Status:
     held = run_is_held(folder)  # before the manifest, so that a run that ends in between does not look interrupted
     status: Status = read_manifest(folder).get("status", "waiting")
     if held:
-        return "finished" if status == "finished" else "running"
+        return status if status in DONE else "running"
     return "interrupted" if status == "running" else status
 
 

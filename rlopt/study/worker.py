@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,7 +24,8 @@ from typing import Any
 from rlopt.study.files import read_json, write_text
 from rlopt.study.locks import hold_run
 from rlopt.study.machine import git_commit, machine, versions
-from rlopt.study.runs import now, prepare, read_evaluations, read_manifest, update_manifest
+from rlopt.study.pruning import RULE_KEY, Pruned
+from rlopt.study.runs import DONE, now, prepare, read_evaluations, read_manifest, update_manifest
 
 RunFunction = Callable[[dict[str, Any], int, Path], None]
 
@@ -79,9 +81,13 @@ def execute(folder: Path, function: str, command: str, attempt: int) -> int:
         update_manifest(folder, git_commit=git_commit(Path(source).parent) if source else None)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
+        config.pop(RULE_KEY, None)  # the recorder's business
         callable_(config, int(config["seed"]), folder)
     except (Stopped, KeyboardInterrupt):
         outcome, code = {"status": "interrupted"}, 128 + signal.SIGTERM
+    except Pruned as pruned:
+        outcome = {"status": "pruned", "reason": str(pruned)}
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # nothing goes on from it
     except BaseException as error:
         write_text(folder / "error.txt", traceback.format_exc())
         summary = " ".join(f"{type(error).__name__}: {error}".split())
@@ -111,7 +117,7 @@ def main() -> int:
         if not hold_run(folder):
             return TAKEN
         manifest = read_manifest(folder)
-        if manifest.get("status") == "finished" or manifest.get("attempts", 0) != int(attempts):
+        if manifest.get("status") in DONE or manifest.get("attempts", 0) != int(attempts):
             return TAKEN
         prepare(folder)
         with (folder / "output.txt").open("ab") as output:
