@@ -26,26 +26,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlopt.study.bootstrap import Interval, bootstrap_interval, probability_of_improvement, profile_band
+from rlopt.study.paired import PairedDifference, holm, paired_difference
+from rlopt.study.power import seeds_needed
 from rlopt.study.ranges import Range
 from rlopt.study.runner import run_study
 from rlopt.study.runs import Recorder
 from rlopt.study.search import SearchStoppedError, Trial, Tuned, tune
-from rlopt.study.statistics import (
-    Interval,
-    bootstrap_interval,
-    iqm,
-    mean,
-    median,
-    optimality_gap,
-    performance_profile,
-    probability_of_improvement,
-    sample_efficiency,
-)
+from rlopt.study.statistics import iqm, mean, median, optimality_gap, performance_profile, sample_efficiency
 from rlopt.study.task import Costs, Task
 
 __all__ = [
     "Costs",
     "Interval",
+    "PairedDifference",
     "Range",
     "Recorder",
     "SearchStoppedError",
@@ -53,15 +47,19 @@ __all__ = [
     "Trial",
     "Tuned",
     "bootstrap_interval",
+    "holm",
     "iqm",
     "mean",
     "median",
     "optimality_gap",
+    "paired_difference",
     "performance_profile",
     "probability_of_improvement",
+    "profile_band",
     "report",
     "run_study",
     "sample_efficiency",
+    "seeds_needed",
     "tune",
 ]
 

@@ -9,7 +9,8 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from rlopt.study.statistics import Interval, bootstrap_interval, iqm, probability_of_improvement
+from rlopt.study.bootstrap import Interval, bootstrap_interval, probability_of_improvement
+from rlopt.study.statistics import iqm
 from rlopt.study.task import Goal
 
 FloatArray = NDArray[np.float64]

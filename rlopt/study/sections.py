@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlopt.study import costs, figures, words
+from rlopt.study.bootstrap import Interval, bootstrap_interval
 from rlopt.study.comparison import VERDICTS, Comparison, compare, summary
 from rlopt.study.document import Block, Figure, Heading, Items, Paragraph, Table
 from rlopt.study.figures import Curve, Style
 from rlopt.study.results import StudyResults
 from rlopt.study.runs import summarise
-from rlopt.study.statistics import Interval, bootstrap_interval, iqm, mean, optimality_gap, sample_efficiency
+from rlopt.study.statistics import iqm, mean, optimality_gap, sample_efficiency
 from rlopt.study.task import Task
 
 FloatArray = NDArray[np.float64]
@@ -124,7 +125,8 @@ def aggregate(results: StudyResults, style: Mapping[str, Style]) -> list[Block]:
         Figure(
             "all-profiles",
             figures.profiles(scores, style),
-            "Performance profiles: for each normalised score, the share of runs (seeds and tasks pooled) above it.",
+            "Performance profiles: for each normalised score, the share of runs (seeds and tasks pooled) above it. "
+            "Bands: 95 % stratified bootstrap intervals, pointwise.",
         ),
     ]
     if record.baseline in scores and len(scores) > 1:

@@ -197,6 +197,13 @@ def test_variants_differ_in_colour_line_and_marker():
         assert len(set(column)) == 8
 
 
+def test_sixty_four_variants_differ_in_each_pair_of_colour_line_and_marker():
+    """In print there is no colour; on a curve without markers there is no marker."""
+    found = list(styles([f"v{index}" for index in range(64)]).values())
+    for first, second in (("color", "line"), ("color", "marker"), ("line", "marker")):
+        assert len({(getattr(style, first), getattr(style, second)) for style in found}) == 64
+
+
 def luminance(color):
     channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
