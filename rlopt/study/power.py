@@ -13,6 +13,10 @@ from rlopt.study.statistics import Statistic, as_scores, iqm
 FloatArray = NDArray[np.float64]
 
 
+class TooManySeedsError(ValueError):
+    """More seeds are needed than were looked at."""
+
+
 def seeds_needed(
     pilot: ArrayLike,
     *,
@@ -58,7 +62,8 @@ def seeds_needed(
         A number of seeds, >= 2.
 
     Raises:
-        ValueError: If more than `max_seeds` are needed, or a parameter is out of its range.
+        TooManySeedsError: A `ValueError`: if more than `max_seeds` are needed.
+        ValueError: If a parameter is out of its range.
 
     Example:
         >>> from rlopt.study import mean
@@ -102,7 +107,7 @@ def seeds_needed(
     found = _smallest(enough, max_seeds)
     if found is None:
         wanted = f"half_width = {half_width:g}" if half_width is not None else f"difference = {difference:g}"
-        raise ValueError(f"{wanted} needs more than max_seeds = {max_seeds} seeds; ask for less, or allow more")
+        raise TooManySeedsError(f"{wanted} needs more than max_seeds = {max_seeds} seeds; ask for less, or allow more")
     return found
 
 

@@ -64,6 +64,11 @@ def method(results: StudyResults) -> list[Block]:
         "rounded down, so up to three runs are all kept.",
         "Intervals: 95 % percentile intervals of a stratified bootstrap over seeds, 50 000 repetitions, fixed seed.",
         f"Probability of improvement: P(variant {relation} baseline) + P(equal) / 2 over all pairs of seeds.",
+        "Seed by seed: p is the share of all patterns of signs of the differences whose mean is as far from 0 (two-sided; of "
+        "50 000 random ones if there are more). It is adjusted by Holm's method for all comparisons on single tasks, and apart from "
+        "these for all comparisons on all tasks together. The higher the correlation of both over seeds, the more is gained by "
+        "comparing seed by seed; below 0 it does harm.",
+        "Seeds for half the width: about how many seeds would halve the interval, if these few runs are typical.",
     ]
     return [
         Heading("How this was made"),

@@ -31,9 +31,10 @@ def report(study: Path | str) -> Path:
         raise ValueError(f"{study} must hold a finished run to report on, got none of {len(results.runs)}")
     results.check_scores()
     style = figures.styles(results.record.variants)
+    compared = sections.comparisons(results)
     blocks = [
-        *sections.opening(results),
-        *(block for task in results.record.tasks for block in sections.task(results, task, style)),
+        *sections.opening(results, compared),
+        *(block for task in results.record.tasks for block in sections.task(results, task, compared[task.name], style)),
         *sections.aggregate(results, style),
         *provenance.cost(results),
         *provenance.status(results),
