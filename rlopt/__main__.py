@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ class Status:
 
     runs: Folder
     """Folder of a study, for instance runs/my-study."""
+    watch: bool = False
+    """Show the table again every second until no run is running or waiting; Ctrl-C ends it sooner."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         match command:
-            case Status(runs):
+            case Status(runs, watch):
+                if watch:
+                    _watch(runs, console)
                 return _status(runs, console)
             case Report(runs):
                 from rlopt.study import report
@@ -96,9 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _status(folder: Path, console: Console) -> int:
-    """Print a row per task and variant, then the runs in progress and the failed ones; 1 if any failed."""
+    """Print a row per task and variant, then all runs, then what the failed ones died of; 1 if any failed."""
+    from rlopt.study.live import Watch, find_runs, runs_table
     from rlopt.study.results import read_results
-    from rlopt.study.runs import STATUSES, read_live
+    from rlopt.study.runs import STATUSES
 
     results = read_results(folder)
     table = Table("task", "variant", *STATUSES, box=None, pad_edge=False)
@@ -107,17 +114,29 @@ def _status(folder: Path, console: Console) -> int:
             statuses = [run.status for run in results.runs if (run.task, run.variant) == (task.name, variant)]
             table.add_row(task.name, variant, *(str(statuses.count(status) or "") for status in STATUSES))
     console.print(table)
-    totals = {task.name: task.total_steps for task in results.record.tasks}
+    console.print()
+    console.print(runs_table(Watch().rows(find_runs(folder))))
     for run in results.runs:
-        label = f"{run.task} / {run.variant} / seed {run.seed}"
-        if run.status == "running":
-            step, score = read_live(run.folder)
-            ending = "" if score is None else f", score {score:.4g}"
-            console.print(f"{label}: step {step} of {totals[run.task]}{ending}", highlight=False, soft_wrap=True)
         if run.status == "failed":
-            line = f"{label} failed: {run.manifest['error']}"
+            line = f"{run.task} / {run.variant} / seed {run.seed} failed: {run.manifest['error']}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     return int(any(run.status == "failed" for run in results.runs))
+
+
+def _watch(folder: Path, console: Console) -> None:
+    """Show all runs, as many as the terminal has lines for, until there is nothing to wait for."""
+    from rich.live import Live
+
+    from rlopt.study.live import Watch, find_runs, runs_table
+
+    watch = Watch()
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, transient=True, auto_refresh=False) as live:
+        while True:
+            rows = watch.rows(find_runs(folder))
+            live.update(runs_table(rows, most=max(1, console.height - 2)), refresh=True)
+            if not any(row.status in ("running", "waiting") for row in rows):
+                return
+            time.sleep(1.0)
 
 
 def _compare(folder_a: Path, folder_b: Path, console: Console) -> None:

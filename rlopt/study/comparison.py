@@ -176,5 +176,5 @@ def note(comparisons: Mapping[str, Comparison]) -> str:
     shown = f"{kind} {'are' if total > 1 else 'is'} at most 0.05 for {', '.join(below) if below else 'none'}."
     least = min(found.paired.smallest_p for found in tested.values() if found.paired is not None) * len(tested)
     if least > 0.05:
-        shown += f" So few shared seeds cannot bring one below {min(1.0, least):.2g}; that they are large says nothing."
+        shown += f" With so few shared seeds none can be below {min(1.0, least):.2g}: that they are large says nothing."
     return f"{many} {shown}".strip()

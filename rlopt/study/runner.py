@@ -19,6 +19,7 @@ from rich.console import Console
 
 from rlopt.study.display import Display, Snapshot, make_display
 from rlopt.study.grid import Run, expand
+from rlopt.study.live import Place, Watch
 from rlopt.study.machine import command_line
 from rlopt.study.record import lock_study, update_study
 from rlopt.study.runs import (
@@ -26,7 +27,6 @@ from rlopt.study.runs import (
     announce,
     check_config,
     prepare,
-    read_live,
     read_manifest,
     read_status,
     summarise,
@@ -139,6 +139,7 @@ class _Pool:
         total = sum(run.total_steps for run in runs)
         done = total - sum(run.total_steps for run in waiting)
         num_done = len(runs) - len(waiting)
+        watch, places = Watch(), [Place(str(run), run.folder, run.total_steps) for run in runs]
         while (queue or self._active) and signals.received is None:
             while queue and len(self._active) < self._jobs:
                 self._start(queue.pop(0))
@@ -147,14 +148,15 @@ class _Pool:
                 self._collect(active)
                 num_done += 1
                 done += active.run.total_steps
-            live = {str(a.run): (a.run.total_steps, *read_live(a.run.folder)) for a in self._active}
+            rows = watch.rows(places)
+            running = {str(active.run) for active in self._active}
             self._display.update(
                 Snapshot(
-                    done_steps=done + sum(step for _, step, _ in live.values()),
+                    done_steps=done + sum(row.step for row in rows if row.label in running),
                     total_steps=total,
                     done_runs=num_done,
                     total_runs=len(runs),
-                    active={label: (step, steps, score) for label, (steps, step, score) in live.items()},
+                    rows=rows,
                 )
             )
             time.sleep(_POLL_SECONDS)

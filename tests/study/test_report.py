@@ -72,7 +72,7 @@ def test_runs_with_equal_seeds_are_compared_in_pairs(text):
     assert table["good"] == ["80.0 [80.0, 80.0]", "5", "1.00", "0.062", "0.25"]
     assert table["same"] == ["0.00 [0.00, 0.00]", "5", "1.00", "1", "1"]
     assert "4 comparisons are made: the more, the sooner one seems to differ by chance." in text
-    assert "adjusted for that by Holm's method, are at most 0.05 for none. So few shared seeds cannot bring one below 0.25" in text
+    assert "adjusted for that by Holm's method, are at most 0.05 for none. With so few shared seeds none can be below 0.25" in text
     aggregate = rows(text.split("## All tasks", 1)[1], "Seed by seed, score minus that of base")
     assert aggregate["good"][1:] == ["10", "1.00", "0.002", "0.0039"]  # 2 / 2^10, twice that
     assert "are at most 0.05 for good." in text
