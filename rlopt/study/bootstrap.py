@@ -92,8 +92,14 @@ def profile_band(
     Raises:
         ValueError: If the scores are not finite, or a parameter is out of its range.
     """
-    above = as_scores(scores, max_ndim=2)[..., np.newaxis] > np.asarray(thresholds, dtype=np.float64)
-    return bootstrap_interval(above, mean, confidence=confidence, repetitions=repetitions, seed=seed)
+    data, levels = as_scores(scores, max_ndim=2), np.asarray(thresholds, dtype=np.float64)
+    # Thresholds between the same two scores have the same profile: one of them is enough.
+    _, first, same = np.unique(
+        np.searchsorted(np.sort(data, axis=None), levels, side="right"), return_index=True, return_inverse=True
+    )
+    above = data[..., np.newaxis] > levels[first]
+    found = bootstrap_interval(above, mean, confidence=confidence, repetitions=repetitions, seed=seed)
+    return Interval(*(values[same] for values in found))
 
 
 def probability_of_improvement(

@@ -25,7 +25,7 @@ def seeds_needed(
     power: float = 0.8,
     statistic: Statistic = iqm,
     confidence: float = 0.95,
-    repetitions: int = 20_000,
+    repetitions: int = 10_000,
     max_seeds: int = 1_000,
     seed: int = 0,
 ) -> int:
