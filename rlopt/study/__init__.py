@@ -65,7 +65,7 @@ __all__ = [
 
 
 def report(study: Path | str) -> Path:
-    """Write `report.html`, `report.md` and `figures/` into the folder of a study; see `rlopt.study.reporting`.
+    """Write `report.html`, `report.md`, tables as CSV and `figures/` into the folder of a study; see `rlopt.study.reporting`.
 
     Args:
         study: Folder of the study, `runs/<study>`; what is finished so far is reported.

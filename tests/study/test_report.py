@@ -1,5 +1,6 @@
 """The report of a study whose numbers are known, and what the command line says about it."""
 
+import csv
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -76,6 +77,32 @@ def test_runs_with_equal_seeds_are_compared_in_pairs(text):
     aggregate = rows(text.split("## All tasks", 1)[1], "Seed by seed, score minus that of base")
     assert aggregate["good"][1:] == ["10", "1.00", "0.002", "0.0039"]  # 2 / 2^10, twice that
     assert "are at most 0.05 for good." in text
+
+
+def test_tables_as_csv(reported):
+    with (reported / "runs.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 31
+    assert [runs[0][name] for name in ("task", "variant", "seed", "status", "final_score", "wall_seconds")] == [
+        "Alpha", "base", "0", "finished", "11.0", "10.0",
+    ]  # fmt: skip
+    (failed,) = [run for run in runs if run["status"] == "failed"]
+    assert (failed["seed"], failed["final_score"]) == ("5", "")
+    with (reported / "comparisons.csv").open(newline="") as file:
+        found = {(row["task"], row["variant"]): row for row in csv.DictReader(file)}
+    assert set(found) == {(task, variant) for task in ("Alpha", "Beta") for variant in ("good", "same")}
+    row = found["Alpha", "good"]
+    assert (row["baseline"], row["verdict"], row["iqm"], row["baseline_iqm"], row["pairs"]) == (
+        "base",
+        "better",
+        "93.0",
+        "13.0",
+        "5",
+    )
+    low, high = bootstrap_interval(np.arange(91.0, 96.0))[1:]
+    assert (float(row["iqm_low"]), float(row["iqm_high"])) == (low, high)
+    assert (row["mean_difference"], row["p"], row["p_adjusted"]) == ("80.0", "0.0625", "0.25")
+    assert (row["probability_of_improvement"], row["variance_ratio"]) == ("1.0", "0.0")
 
 
 def test_seeds_of_one_variant_only_are_left_out_of_the_pairs():
