@@ -43,16 +43,20 @@ class Live(NamedTuple):
     Args:
         step: Steps done.
         score: Its last evaluation, None before the first.
-        first_step: The first step that its process told: larger than 1 if it goes on from a checkpoint.
+        start_step: Step at which its process began: 0, or the first that it told if it goes on from a checkpoint.
         steps_per_second: Of the last half minute.
+        cpu_seconds: CPU time of its process.
         rss_bytes: Memory of its process.
+        peak_rss_bytes: The most that it was.
     """
 
     step: int = 0
     score: float | None = None
-    first_step: int = 0
+    start_step: int = 0
     steps_per_second: float | None = None
+    cpu_seconds: float | None = None
     rss_bytes: int | None = None
+    peak_rss_bytes: int | None = None
 
 
 class Recorder:
@@ -79,7 +83,7 @@ class Recorder:
         self._start = time.monotonic() - (self._rows[-1].seconds if self._rows else 0.0)
         self._live_time, self._log_time = -_LIVE_SECONDS, time.monotonic()
         self._meter = Meter()
-        self._first_step: int | None = None
+        self._start_step = None if self._rows or (folder / "checkpoint").is_dir() else 0
 
     def progress(self, step: int) -> None:
         """Tell how many steps are done. Cheap: call it every step."""
@@ -87,15 +91,17 @@ class Recorder:
         if now - self._live_time >= _LIVE_SECONDS:
             self._live_time = now
             step = int(step)
-            if self._first_step is None:
-                self._first_step = step
+            if self._start_step is None:
+                self._start_step = step
             usage = self._meter.measure(step)
             live = Live(
                 step=step,
                 score=self._rows[-1].score if self._rows else None,
-                first_step=self._first_step,
+                start_step=self._start_step,
                 steps_per_second=usage.steps_per_second,
+                cpu_seconds=usage.cpu_seconds,
                 rss_bytes=usage.rss_bytes,
+                peak_rss_bytes=usage.peak_rss_bytes,
             )
             write_json(self._folder / "live.json", live._asdict(), sync=False)
             if now - self._log_time >= LOG_SECONDS:

@@ -111,7 +111,7 @@ def _usage(folder: Path, rows: Sequence[Evaluation], wall: float) -> Usage:
     """Return what the run used, with its average speed, start and evaluations included."""
     live = read_live(folder)
     step = max([live.step, *(row.step for row in rows[-1:])])
-    done = step - max(0, live.first_step - 1)
+    done = step - live.start_step
     return Meter().usage(step, round(done / wall, 3) if done > 0 and wall > 0 else None)
 
 

@@ -112,18 +112,25 @@ print("torch" in sys.modules, "numba" in sys.modules, "matplotlib" in sys.module
 def test_a_recorder_tells_speed_and_memory_and_logs_now_and_then(tmp_path, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("rlopt.study.runs.time.monotonic", lambda: clock[0])  # the same module object everywhere
+    (tmp_path / "checkpoint").mkdir()
     recorder = Recorder(tmp_path)
     for second in range(26):
         clock[0] = 100.0 + second
         recorder.progress(1000 + 20 * second)
     live = read_live(tmp_path)
-    assert (live.step, live.first_step, live.score) == (1500, 1000, None)
+    assert (live.step, live.start_step, live.score) == (1500, 1000, None)
     assert live.steps_per_second == pytest.approx(20.0)
-    assert live.rss_bytes > 10 * 2**20
+    assert 10 * 2**20 < live.rss_bytes <= live.peak_rss_bytes
+    assert live.cpu_seconds == pytest.approx(time.process_time(), abs=5.0)
     with (tmp_path / "resources.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1200", "1400"]  # after 10 and 20 seconds
     assert [float(row["steps_per_second"]) for row in rows] == [pytest.approx(20.0)] * 2
+
+
+def test_a_run_that_tells_its_first_steps_late_began_at_zero(tmp_path):
+    Recorder(tmp_path).progress(500)
+    assert read_live(tmp_path).start_step == 0
 
 
 def test_speed_is_that_of_the_last_half_minute(monkeypatch):
