@@ -39,12 +39,12 @@ def test_as_many_seeds_as_the_pilot_give_the_interval_of_the_pilot():
     assert seeds_needed(pilot, half_width=half * 0.97) > 24
 
 
-def test_the_correction_for_small_pilots_is_right_on_average():
-    """Without it, two seeds would ask for half as many: E[s^2] would be sigma^2 / 2."""
+@pytest.mark.parametrize(("options", "expected"), [({"half_width": 0.3}, 42.0), ({"difference": 0.7}, 2 * (2.8016 / 0.7) ** 2)])
+def test_the_correction_for_small_pilots_is_right_on_average(options, expected):
+    """N is nearly proportional to the variance; without the correction, four seeds would ask for three quarters of N."""
     rng = np.random.default_rng(6)
-    found = [seeds_needed(rng.normal(size=4), half_width=0.3, statistic=mean, repetitions=500) for _ in range(150)]
-    # N is nearly proportional to the variance, whose estimate is right on average: (1.96 / 0.3)^2 = 43.
-    assert np.mean(found) == pytest.approx(42, abs=3 * np.std(found) / 150**0.5)
+    found = [seeds_needed(rng.normal(size=4), **options, statistic=mean, repetitions=500) for _ in range(150)]
+    assert np.mean(found) == pytest.approx(expected, abs=2 * np.std(found) / 150**0.5)
 
 
 def test_equal_scores_need_the_fewest_seeds_there_can_be():

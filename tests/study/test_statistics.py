@@ -98,6 +98,16 @@ def test_interval_of_improvement_agrees_with_rliable(case):
     assert float(interval.high) == pytest.approx(high, abs=tolerance)
 
 
+def test_thresholds_in_any_order_keep_their_places_in_the_band():
+    scores, thresholds = [1.0, 1.0, 2.0, 3.0], [2.0, 0.0, 1.0, 0.5, 1.5, 3.0, 1.0]
+    band = profile_band(scores, thresholds, repetitions=200)
+    assert band.estimate.tolist() == [0.25, 1.0, 0.5, 1.0, 0.5, 0.0, 0.5]  # above, not at
+    assert band.estimate.tolist() == performance_profile(scores, thresholds).tolist()
+    alone = [profile_band(scores, [threshold], repetitions=200) for threshold in thresholds]
+    assert band.low.tolist() == [float(one.low[0]) for one in alone]
+    assert band.high.tolist() == [float(one.high[0]) for one in alone]
+
+
 def test_iqm_cuts_a_quarter_on_each_side():
     assert iqm([-100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1000.0]) == 3.5  # mean of 2, 3, 4, 5
 
