@@ -12,17 +12,22 @@ from typing import Any
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write `text` to a temporary file beside `path` and rename it to `path`.
+    """Write `text` as UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"), sync=sync)
+
+
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write `content` to a temporary file beside `path` and rename it to `path`.
 
     Args:
         path: The file to create or replace; its folder exists.
-        text: The content, written as UTF-8.
+        content: The content.
         sync: Wait until the disk has the content before renaming. Off for files that are worthless after a crash.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             if sync:
                 os.fsync(file.fileno())

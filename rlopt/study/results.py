@@ -81,6 +81,10 @@ class StudyResults:
         """Return the final scores, shape (seeds,)."""
         return np.array([run.final for run in self.finished(task, variant)])
 
+    def seeds(self, task: str, variant: str) -> list[int]:
+        """Return the seeds of the final scores."""
+        return [run.seed for run in self.finished(task, variant)]
+
     def curves(self, task: str, variant: str) -> tuple[FloatArray, FloatArray]:
         """Return steps of shape (checkpoints,) and scores of shape (seeds, checkpoints)."""
         return align([(run.steps, run.scores) for run in self.finished(task, variant)])

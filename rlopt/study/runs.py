@@ -1,8 +1,8 @@
 """Run folders: `runs/<study>/<task>/<variant>/seed_<n>/`, their status and what a run records.
 
 A folder holds `config.json` (what was asked for), `manifest.json` (where, when and how it went), `evaluations.csv`,
-whatever the run itself writes (`progress.csv`, TensorBoard events, `checkpoint/`), `output.txt` with its printed text,
-and `error.txt` if it failed.
+what it used (`resources.csv`), whatever the run itself writes (`progress.csv`, TensorBoard events, `checkpoint/`),
+`output.txt` with its printed text, and `error.txt` if it failed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rlopt.study.files import read_json, write_json, write_text
 from rlopt.study.grid import Run, first_difference
 from rlopt.study.locks import run_is_held
 from rlopt.study.pruning import read_rule
+from rlopt.study.resources import LOG_SECONDS, Meter, log
 
 Status = Literal["waiting", "running", "finished", "pruned", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = ("finished", "pruned", "running", "interrupted", "failed", "waiting")
@@ -38,6 +39,28 @@ class Evaluation(NamedTuple):
     step: int
     score: float
     seconds: float
+
+
+class Live(NamedTuple):
+    """What a run in progress last told; `live.json`.
+
+    Args:
+        step: Steps done.
+        score: Its last evaluation, None before the first.
+        start_step: Step at which its process began: 0, or the first that it told if it goes on from a checkpoint.
+        steps_per_second: Of the last half minute.
+        cpu_seconds: CPU time of its process.
+        rss_bytes: Memory of its process.
+        peak_rss_bytes: The most that it was.
+    """
+
+    step: int = 0
+    score: float | None = None
+    start_step: int = 0
+    steps_per_second: float | None = None
+    cpu_seconds: float | None = None
+    rss_bytes: int | None = None
+    peak_rss_bytes: int | None = None
 
 
 class Recorder:
@@ -64,7 +87,9 @@ class Recorder:
         self._folder = folder
         self._rows = read_evaluations(folder)
         self._start = time.monotonic() - (self._rows[-1].seconds if self._rows else 0.0)
-        self._live_time = -_LIVE_SECONDS
+        self._live_time, self._log_time = -_LIVE_SECONDS, time.monotonic()
+        self._meter = Meter()
+        self._start_step = None if self._rows or (folder / "checkpoint").is_dir() else 0
         self._rule = read_rule(folder)
         for count in range(1, len(self._rows) + 1):  # a run that was stopped while it was judged
             self._judge(self._rows[:count])
@@ -74,8 +99,23 @@ class Recorder:
         now = time.monotonic()
         if now - self._live_time >= _LIVE_SECONDS:
             self._live_time = now
-            score = self._rows[-1].score if self._rows else None
-            write_json(self._folder / "live.json", {"step": int(step), "score": score}, sync=False)
+            step = int(step)
+            if self._start_step is None:
+                self._start_step = step
+            usage = self._meter.measure(step)
+            live = Live(
+                step=step,
+                score=self._rows[-1].score if self._rows else None,
+                start_step=self._start_step,
+                steps_per_second=usage.steps_per_second,
+                cpu_seconds=usage.cpu_seconds,
+                rss_bytes=usage.rss_bytes,
+                peak_rss_bytes=usage.peak_rss_bytes,
+            )
+            write_json(self._folder / "live.json", live._asdict(), sync=False)
+            if now - self._log_time >= LOG_SECONDS:
+                self._log_time = now
+                log(self._folder, usage)
 
     def evaluation(self, step: int, score: float) -> None:
         """Add a row to `evaluations.csv`.
@@ -116,13 +156,13 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         raise ValueError(f"{path} must have the columns step, score, seconds; delete this run's folder") from None
 
 
-def read_live(folder: Path) -> tuple[int, float | None]:
-    """Return step and last score of a run in progress, (0, None) before its first report."""
+def read_live(folder: Path) -> Live:
+    """Return how far a run in progress is; nothing but zeros and None before its first report."""
     try:
         live = read_json(folder / "live.json")
-    except (FileNotFoundError, ValueError):
-        return 0, None
-    return int(live["step"]), live["score"]
+        return Live(**live)
+    except (FileNotFoundError, TypeError, ValueError):
+        return Live()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from rlopt.study.display import Display, Snapshot
 from rlopt.study.grid import Run
 from rlopt.study.launchers import Ended, Start, Trial
+from rlopt.study.live import Place, Watch
 from rlopt.study.locks import lock_run, run_is_held
-from rlopt.study.runs import DONE, Status, announce, read_live, read_manifest, read_status, update_manifest
+from rlopt.study.runs import DONE, Status, announce, read_manifest, read_status, update_manifest
 from rlopt.study.worker import TAKEN
 
 _POLL_SECONDS = 0.2
@@ -64,7 +65,7 @@ class Schedule:
         self._failed_before = {run.folder: _attempts(run) for run, status in zip(runs, statuses, strict=True) if status == "failed"}
         open_runs = [run for run, status in zip(runs, statuses, strict=True) if status not in DONE]
         self.num_settled = len(runs) - len(open_runs)
-        self._num_runs = len(runs)
+        self._watch, self._places = Watch(), [Place(str(run), run.folder, run.total_steps) for run in runs]
         self._total_steps = sum(run.total_steps for run in runs)
         self._settled_steps = self._total_steps - sum(run.total_steps for run in open_runs)
         self._queue = deque(open_runs)
@@ -171,14 +172,15 @@ class Schedule:
                 self._settle(run)
 
     def _show(self) -> None:
-        live = {str(run): (run.total_steps, *read_live(run.folder)) for run in (*self._going, *self._elsewhere)}
+        rows = self._watch.rows(self._places)
+        running = {str(run) for run in (*self._going, *self._elsewhere)}
         self._display.update(
             Snapshot(
-                done_steps=self._settled_steps + sum(step for _, step, _ in live.values()),
+                done_steps=self._settled_steps + sum(row.step for row in rows if row.label in running),
                 total_steps=self._total_steps,
                 done_runs=self.num_settled,
-                total_runs=self._num_runs,
-                active={label: (step, steps, score) for label, (steps, step, score) in live.items()},
+                total_runs=len(self._places),
+                rows=rows,
             )
         )
 
