@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 from rich.console import Console
 
 from rlopt.study import report, run_study
+from rlopt.study.command_line import parse_arguments
 
 Study = TypeVar("Study")
 
@@ -33,7 +33,7 @@ def parse_with_presets(
     first.add_argument("--preset", default=standard)
     name = first.parse_known_args(arguments)[0].preset
     _, default = presets.get(name, presets[standard])  # a wrong name is reported below, with all others
-    return tyro.cli(study, args=arguments, default=default, description=description)
+    return parse_arguments(study, arguments, default=default, description=description)
 
 
 def run_command(prepare: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str] | None) -> int:
@@ -52,6 +52,6 @@ def run_command(prepare: Callable[[Sequence[str]], dict[str, Any]], arguments: S
             lines = f"Report: {report(folder)}\nLogs: tensorboard --logdir {folder}"
             Console().print(lines, markup=False, highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {' '.join(str(error).split())}", markup=False, highlight=False, soft_wrap=True)
         return 2
     return status

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg, subcommand
+
+from rlopt.study.command_line import parse_arguments
 
 Folder = Annotated[Path, Positional, arg(metavar="RUNS")]
 
@@ -52,7 +53,7 @@ _DESCRIPTION = "Look at studies: how far they are, what they found, and how two 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; an error is one line."""
-    command: Status | Report | Compare = tyro.cli(Command, args=arguments, prog="python -m rlopt", description=_DESCRIPTION)
+    command: Status | Report | Compare = parse_arguments(Command, arguments, prog="python -m rlopt", description=_DESCRIPTION)
     console = Console()
     try:
         match command:
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case Compare(runs_a, runs_b):
                 _compare(runs_a, runs_b, console)
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {' '.join(str(error).split())}", markup=False, highlight=False, soft_wrap=True)
         return 2
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import re
@@ -70,8 +72,9 @@ def _finish(scratch: Path, target: Path, tensors: Mapping[str, Any], record: Map
         with (scratch / _TENSORS).open("wb") as file:
             torch.save(dict(tensors), file)
             os.fsync(file.fileno())
+        sums = {_TENSORS: _sum((scratch / _TENSORS).read_bytes()), _RECORD: _sum(json.dumps(record).encode())}
         with (scratch / _RECORD).open("w", encoding="utf-8") as text:
-            json.dump(record, text, indent=1)
+            json.dump({"sums": sums, "record": record}, text, indent=1)
             text.flush()
             os.fsync(text.fileno())
         os.chmod(scratch, 0o755)  # mkdtemp's folders are for their owner only
@@ -99,10 +102,27 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: If the folder does not hold a complete checkpoint.
     """
     try:
-        tensors = torch.load(path / _TENSORS, map_location="cpu", weights_only=True)
-        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
-    except Exception as error:  # what torch.load raises for a damaged file has many types
-        raise ValueError(
-            f"{path} must hold a complete checkpoint ({_TENSORS}, {_RECORD}), got {type(error).__name__}: {error}"
-        ) from None
+        content = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+        record, sums = content["record"], content["sums"]
+        found = {_TENSORS: (path / _TENSORS).read_bytes(), _RECORD: json.dumps(record).encode()}
+    except OSError as error:
+        raise ValueError(f"{path} must hold {_TENSORS} and {_RECORD} of a checkpoint, got {_reason(error)}.") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path / _RECORD} must be the record of a checkpoint, got a damaged or foreign file.") from None
+    for name, data in found.items():
+        if not isinstance(sums, dict) or sums.get(name) != _sum(data):
+            raise ValueError(f"{path / name} must be as it was written, got other content (its checksum differs).")
+    try:
+        tensors = torch.load(io.BytesIO(found[_TENSORS]), map_location="cpu", weights_only=True)
+    except Exception:  # of many types
+        raise ValueError(f"{path / _TENSORS} must hold tensors and numbers only, got something else; it was not run.") from None
     return tensors, record
+
+
+def _sum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _reason(error: OSError) -> str:
+    name = "" if error.filename is None else f" ({Path(error.filename).name})"
+    return f"{error.strerror or type(error).__name__}{name}"

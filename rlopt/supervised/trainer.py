@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -291,23 +291,23 @@ class Trainer:
         )  # fmt: skip
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint in the folder; all processes must call it, any number of them.
+        """Continue from the newest checkpoint in the folder that is not damaged; all processes must call it, any number of them.
 
         Returns:
             Whether there was one.
 
         Raises:
-            ValueError: If it is damaged, or is that of a run with other options.
+            ValueError: If all are damaged, or it is that of a run with other options.
         """
         found = self._processes.from_first([] if self.folder is None else list_checkpoints(self._checkpoints))
         self._owns_folder = True
         if not found:
             return False
-        tensors, record = read_checkpoint(found[-1])
+        path, (tensors, record) = _newest_readable(found)
         for name, value in self._fixed().items():
             if record["fixed"].get(name) != value:
-                raise ValueError(f"{name} must be that of the run in {found[-1]}, {record['fixed'].get(name)!r}, got {value!r}.")
-        tensors = merge(tensors, found[-1], self.model, self.optimizer, self._sharding)
+                raise ValueError(f"{name} must be that of the run in {path}, {record['fixed'].get(name)!r}, got {value!r}.")
+        tensors = merge(tensors, path, self.model, self.optimizer, self._sharding)
         everyone = tensors.get("processes", {"random": [{"draws": tensors["draws"], "layers": {}}]})["random"]
         own = everyone[self._processes.rank] if self._processes.rank < len(everyone) else None
         self.model.load_state_dict({**tensors["model"], **({} if own is None else own["layers"])})
@@ -356,6 +356,18 @@ class Trainer:
     def _to_device(self, batch: Batch) -> Batch:
         inputs, targets = batch
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+
+def _newest_readable(paths: Sequence[Path]) -> tuple[Path, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the newest checkpoint that can be read, with its content; a warning says which cannot."""
+    for path in reversed(paths):
+        try:
+            return path, read_checkpoint(path)
+        except ValueError as error:
+            if path == paths[0]:
+                raise
+            warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=3)
+    raise AssertionError("there is no path")
 
 
 def _describe(schedule: object) -> str:
