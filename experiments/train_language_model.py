@@ -180,8 +180,8 @@ def train(options: Options) -> str:
     """
     processes = Processes()
     _get_text(processes)
+    trainer = make(options)  # before the folder is claimed, in case options do not fit each other
     _claim(options, processes)
-    trainer = make(options)
     trainer.resume()
     done = trainer.step
     trainer.train()

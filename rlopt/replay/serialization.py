@@ -73,6 +73,8 @@ def read_state(path: str | Path) -> dict[str, Any]:
         EOFError,
         AttributeError,
         RuntimeError,
+        MemoryError,  # a header can say that an array is as large as it likes
+        OverflowError,
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
     ) as error:

@@ -182,7 +182,7 @@ def test_damaged_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
 def test_checkpoint_runs_no_code(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, 1, {}, {}, keep=1)
     torch.save({"model": network()}, path / "tensors.pt")  # a pickled object, not a tensor
-    with pytest.raises(ValueError, match="tensors.pt must be as it was written"):
+    with pytest.raises(ValueError, match=r"tensors.pt must be as it was written"):
         read_checkpoint(path)
 
 
