@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import tyro
 from rich.console import Console
 from tyro.conf import arg
 
 from rlopt.study import compare_tuned, report, run_study
+from rlopt.study.command_line import parse_arguments
 from rlopt.study.launchers import Local, Ray, Slurm
 
 Study = TypeVar("Study")
@@ -76,7 +76,7 @@ def parse_with_presets(
     first.add_argument("--preset", default=standard)
     name = first.parse_known_args(arguments)[0].preset
     _, default = presets.get(name, presets[standard])  # a wrong name is reported below, with all others
-    return tyro.cli(study, args=arguments, default=default, description=description)
+    return parse_arguments(study, arguments, default=default, description=description)
 
 
 def run_command(prepare: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str] | None) -> int:
@@ -104,6 +104,6 @@ def run_command(prepare: Callable[[Sequence[str]], dict[str, Any]], arguments: S
             lines = f"Report: {page}\nLogs: tensorboard --logdir {folder}"
             Console().print(lines, markup=False, highlight=False, soft_wrap=True)
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {' '.join(str(error).split())}", markup=False, highlight=False, soft_wrap=True)
         return 2
     return status

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from _checks import check_device
 from rich.console import Console
 from tyro.conf import arg
@@ -33,6 +32,7 @@ from tyro.conf import arg
 from rlopt.data import load
 from rlopt.nn import MoEConfig, TokenChoice, TransformerConfig
 from rlopt.optim import Adam, AdamW
+from rlopt.study.command_line import parse_arguments
 from rlopt.study.grid import folder_name
 from rlopt.supervised import Trainer, TrainerConfig, WarmupDecay, language_model
 from rlopt.supervised.distributed import Processes, process_group
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
     try:
         with quiet:
-            options = tyro.cli(Options, args=None if arguments is None else list(arguments), description=__doc__)
+            options = parse_arguments(Options, arguments, description=__doc__)
     except SystemExit:
         if is_first:
             raise
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_first:
             time.sleep(PATIENCE)  # torchrun ends this process here if the first one has failed, too
         who = "" if is_first else f" of process {os.environ['RANK']}"
-        Console(stderr=True).print(f"error{who}: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error{who}: {' '.join(str(error).split())}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         if is_first:
@@ -180,8 +180,8 @@ def train(options: Options) -> str:
     """
     processes = Processes()
     _get_text(processes)
+    trainer = make(options)  # before the folder is claimed, in case options do not fit each other
     _claim(options, processes)
-    trainer = make(options)
     trainer.resume()
     done = trainer.step
     trainer.train()

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg, subcommand
+
+from rlopt.study.command_line import parse_arguments
 
 if TYPE_CHECKING:
     from rlopt.study import Interval
@@ -79,7 +80,9 @@ _DESCRIPTION = "Look at studies: how far they are, what they found, how two of t
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; an error is one line."""
-    command: Status | Report | Compare | Power = tyro.cli(Command, args=arguments, prog="python -m rlopt", description=_DESCRIPTION)
+    command: Status | Report | Compare | Power = parse_arguments(
+        Command, arguments, prog="python -m rlopt", description=_DESCRIPTION
+    )
     console = Console()
     try:
         match command:
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case Power():
                 _power(command, console)
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {' '.join(str(error).split())}", markup=False, highlight=False, soft_wrap=True)
         return 2
     return 0
 

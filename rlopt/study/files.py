@@ -54,12 +54,16 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If the file does not hold one; the message names the file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it or restore it") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a value of JSON")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -151,9 +151,16 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         return []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [Evaluation(int(r["step"]), float(r["score"]), float(r["seconds"])) for r in csv.DictReader(file)]
+            reader = csv.DictReader(file)
+            rows = [Evaluation(int(r["step"]), float(r["score"]), float(r["seconds"])) for r in reader]
+        if reader.fieldnames is None:
+            raise ValueError("nothing")
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path} must have the columns step, score, seconds; delete this run's folder") from None
+    for row in rows:
+        if not math.isfinite(row.score):
+            raise ValueError(f"{path} must hold finite scores, got {row.score} at step {row.step}; delete this run's folder")
+    return rows
 
 
 def read_live(folder: Path) -> Live:
