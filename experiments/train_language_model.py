@@ -126,6 +126,24 @@ class Options:
         if self.name is not None and self.name != folder_name(self.name):
             raise ValueError(f"name must be one folder without '/' and spaces around it, got {self.name!r}")
 
+        _ = self.transformer  # refuses what it does not allow
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """Form of the network."""
+        moe = None
+        if self.num_experts is not None:
+            moe = MoEConfig(self.num_experts, TokenChoice(top_k=self.top_k), every=self.moe_every)
+        return TransformerConfig(
+            width=self.width,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            context=self.context,
+            dropout=self.dropout,
+            moe=moe,
+            seed=self.seed,
+        )
+
     @property
     def fixed(self) -> dict[str, Any]:
         """What must stay as it is when the run goes on."""
@@ -195,19 +213,8 @@ def train(options: Options) -> str:
 
 def make(options: Options) -> Trainer:
     """Return the trainer of the run."""
-    moe = None
-    if options.num_experts is not None:
-        moe = MoEConfig(options.num_experts, TokenChoice(top_k=options.top_k), every=options.moe_every)
-    form = TransformerConfig(
-        width=options.width,
-        num_layers=options.num_layers,
-        num_heads=options.num_heads,
-        context=options.context,
-        dropout=options.dropout,
-        moe=moe,
-        seed=options.seed,
-    )
-    coefs = None if moe is None else {"balance": options.balance_coef, "router_z": options.router_z_coef}
+    form = options.transformer
+    coefs = None if form.moe is None else {"balance": options.balance_coef, "router_z": options.router_z_coef}
     task = language_model(
         transformer=form, aux_loss_coefs=coefs, length=options.context, batch_size=options.batch_size, seed=options.seed
     )

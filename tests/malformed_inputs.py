@@ -76,7 +76,7 @@ class Anything(gym.Env[Any, Any]):
 def commands() -> list[Row]:
     """Command lines."""
     rows = {
-        "rlopt": "a command must be given, one of status, report, compare",
+        "rlopt": "a command must be given, one of status, report, compare, power",
         "rlopt statos TMP": "Unrecognized options: statos, TMP; did you mean status?",
         "rlopt status": "RUNS must be given; --help says what it is",
         "rlopt status TMP": "TMP must be the folder of a study, but it has no study.json",
@@ -122,7 +122,7 @@ def commands() -> list[Row]:
         "rl_optimizers --optimizers adan": "optimizers must be among sgd, ... got adan; did you mean adam...?",
         "system_identification --noise-std -1": "noise_std must be > 0, got -1.0",
         "train_language_model --num-experts 2 --top-k 3": "num_experts must be > 1 and at least top_k = 3, got 2",
-        "train_language_model --num-layers 0 --output TMP": "num_layers must be > 0, got 0.",
+        "train_language_model --num-layers 0 --output TMP": "num_layers must be > 0, got 0",
         "transformer_policy --tasks tmase": "tasks must be among ..., got tmase; did you mean tmaze?",
     }
     return [Row("command lines", f"{line}", f"error: {message}\n") for line, message in rows.items()]

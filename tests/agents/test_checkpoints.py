@@ -105,7 +105,10 @@ def test_damaged_checkpoint_is_told_and_the_one_before_used(tmp_path: Path, dama
     assert [path.name for path in again.paths()] == ["step_0000000080", "step_0000000120"]  # the damaged one is gone
     for path in again.paths():
         (path / "state.npz").write_bytes(b"")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="there is no good one before it: move it away"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match="no good one before it: move it away"),
+    ):
         make().learn(100, checkpoints=Checkpoints(tmp_path))
 
 
