@@ -100,7 +100,7 @@ def test_the_report_tells_the_budget(fake, tmp_path):
     assert "t / c: rate = " in text
     assert "is at the lower edge of its range from 1 to 9; a wider one, if the option allows it, may hold a better value." in text
     assert "Budgets are equal" in (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
-    assert rows(text, "### Final scores")["a"][-1] == "4"
+    assert rows(text, "### Final scores")["a"][-2] == "4"
 
     write_search(tmp_path / "s", "t", {"a": {**searches["a"], "num_trials": 7}})
     from rlopt.study import report
