@@ -179,6 +179,12 @@ def test_wrong_parameters_are_refused(tmp_path, changes, message):
     assert not (tmp_path / "s").exists()
 
 
+def test_variants_and_tasks_that_are_added_later_stand_beside_earlier_ones(fake, no_report, tmp_path):
+    for name, task in (("a", TASK), ("b", TASK), ("b", Task("u", 10, goal="minimize"))):
+        assert comparison(tmp_path, tasks=[task], variants={name: VARIANTS[name]}, num_trials=1) == 0
+    assert {task: list(found) for task, found in read_searches(tmp_path).items()} == {"t": ["a", "b"], "u": ["b"]}
+
+
 def test_a_damaged_record_of_a_search_is_one_sentence(tmp_path):
     (tmp_path / "search.json").write_text('{"tasks": ')
     with pytest.raises(ValueError, match=r"search.json is not valid JSON .*; delete it or restore it"):
