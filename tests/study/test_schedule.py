@@ -9,11 +9,16 @@ from collections import Counter
 import psutil
 import pytest
 from commands_of_studies import kill_all, run, start, wait_for
+from rich.console import Console
 
+from rlopt.study import Task
+from rlopt.study.display import make_display
 from rlopt.study.files import write_json
+from rlopt.study.grid import expand
 from rlopt.study.launchers import Ended, Local
 from rlopt.study.locks import lock_run, lock_study
-from rlopt.study.runs import read_evaluations, read_manifest, read_status
+from rlopt.study.runs import announce, read_evaluations, read_manifest, read_status
+from rlopt.study.schedule import Schedule
 from rlopt.study.worker import TAKEN
 
 
@@ -118,6 +123,28 @@ def test_a_run_that_is_held_when_its_process_comes_is_left_alone(tmp_path):
     assert run(tmp_path, variants={"v": {"level": 1.0}}, launcher=Late()) == 0
     assert not (folder / "mark").exists()
     assert read_manifest(folder)["attempts"] == attempts + 1
+
+
+def test_the_order_is_left_only_where_commands_get_in_each_others_way(tmp_path):
+    """Three commands start the same run first; the two that come too late look a little further down the list."""
+    names = expand(tmp_path, [Task("t", 10)], {"v": {}}, range(40))
+    for run_ in names:
+        announce(run_)
+    started = []
+
+    class Taken:
+        def poll(self):
+            return Ended(TAKEN)
+
+    def begin(arguments):
+        started.append(int(arguments[0].rpartition("_")[2]))
+        return Taken()
+
+    schedule = Schedule(names, begin, "f", "c", jobs=1, retries=0, display=make_display(Console(quiet=True)))
+    schedule.work(lambda: len(started) >= 15)
+    assert started[0] == 0
+    assert started != sorted(started)
+    assert all(seed <= index + 2 * index for index, seed in enumerate(started))
 
 
 class Lost:
