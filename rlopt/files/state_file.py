@@ -67,7 +67,8 @@ def read_state(path: str | Path) -> dict[str, Any]:
         ValueError: If the file is missing, damaged, or of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a file open that it cannot read.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             tree = json.loads(file["json"].tobytes())
             if not isinstance(tree, dict) or tree.get("format") != FORMAT:
                 raise ValueError(f"its format is {tree.get('format') if isinstance(tree, dict) else None!r}, not {FORMAT!r}")
