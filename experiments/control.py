@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from _checks import check_device, hint
-from _command import run_command
+from _command import Jobs, Machines, run_command
 from _control_training import make_vector_env
 from _hyperparameters import ACCEPTED, AgentOptions
 from tyro.conf import arg
@@ -89,8 +89,10 @@ class ControlStudy:
     """Activation function of all networks; smooth ones fit quadratic values better."""
     seeds: int = 5
     """Runs of each agent on each system, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -145,6 +147,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": study.agents[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -222,7 +225,7 @@ def refuse_options_without_effect(study: ControlStudy) -> None:
 
 def default_name(study: ControlStudy) -> str:
     """Return a name that tells what differs from the default, so that different studies get different folders."""
-    shared = ("agents", "seeds", "jobs", "output", "name", "options", "system", "problem")
+    shared = ("agents", "seeds", "jobs", "machines", "output", "name", "options", "system", "problem")
     default = ControlStudy()
     changed = {entry.name: getattr(study, entry.name) for entry in dataclasses.fields(study) if entry.name not in shared}
     changed = {name: value for name, value in changed.items() if value != getattr(default, name)} | study.options.given()

@@ -17,14 +17,14 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from _autoencoder_search import FUNCTION, search_rates
 from _autoencoder_training import ITERATIVE_LOCOPROP, OPTIMIZERS, load_images, loss_floor
 from _checks import check_device, hint
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _comparing_optimizers import given_numbers
 from torch import nn
 from tyro.conf import arg
@@ -94,8 +94,10 @@ class AutoencoderStudy:
     """PyTorch device of the training."""
     seeds: int = 3
     """Initial weights and orders of the images, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -186,6 +188,8 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
     folder = study.output / (study.name or default_name(study))
     rates = learning_rates(study)
     if study.search is not None:
+        if study.machines != Machines():
+            raise ValueError("launcher, shard and retries must be left out with search, which works on this machine only")
         rates = search_rates(search_task(study), rates, study.search, folder, study.jobs)
     return {
         "function": FUNCTION,
@@ -195,6 +199,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": folder,
         "baseline": "adam" if "adam" in study.optimizers else study.optimizers[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -304,7 +309,7 @@ def refuse_options_without_effect(study: AutoencoderStudy) -> None:
 def changes(study: AutoencoderStudy) -> dict[str, Any]:
     """Return the options that determine results and differ from the preset."""
     default = PRESETS[study.preset][1]
-    own = {"preset", "optimizers", "seeds", "jobs", "output", "name"}
+    own = {"preset", "optimizers", "seeds", "jobs", "machines", "output", "name"}
     values = {entry.name: getattr(study, entry.name) for entry in fields(study) if entry.name not in own}
     return {option: value for option, value in values.items() if value != getattr(default, option)}
 

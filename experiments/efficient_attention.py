@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from _checks import check_device, hint
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _efficient_attention_report import write_efficiency
 from _efficient_attention_training import KINDS, TASKS
 from tyro.conf import arg
@@ -84,8 +84,10 @@ class AttentionStudy:
     """PyTorch device of the training."""
     seeds: int = 3
     """Initial weights and training data, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -182,6 +184,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "softmax" if "softmax" in study.attentions else study.attentions[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -192,7 +195,7 @@ def parse(arguments: Sequence[str]) -> AttentionStudy:
 
 def make_task(study: AttentionStudy, name: str, length: int) -> Task:
     """Return a task at a length."""
-    own = {"preset", "tasks", "attentions", "lengths", "learning_rate", "seeds", "jobs", "output", "name"}
+    own = {"preset", "tasks", "attentions", "lengths", "learning_rate", "seeds", "jobs", "machines", "output", "name"}
     config = {entry.name: getattr(study, entry.name) for entry in fields(study) if entry.name not in own}
     config |= {"task_kind": name, "length": length, "lr": study.learning_rate}
     if study.num_layers is None:
@@ -214,7 +217,7 @@ def make_task(study: AttentionStudy, name: str, length: int) -> Task:
 def default_name(study: AttentionStudy) -> str:
     """Return a name that tells what differs from the preset, so that different studies get different folders."""
     default = PRESETS[study.preset][1]
-    shared = {"preset", "tasks", "attentions", "lengths", "seeds", "jobs", "output", "name"}
+    shared = {"preset", "tasks", "attentions", "lengths", "seeds", "jobs", "machines", "output", "name"}
     parts = [
         f"{field.name}={getattr(study, field.name)}"
         for field in fields(study)

@@ -16,12 +16,12 @@ import importlib.util
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from _checks import check_device, hint
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _feature_selection import METHODS, SETTINGS, load_data, prepare
 from tyro.conf import arg
 
@@ -71,8 +71,10 @@ class FeatureStudy:
     """PyTorch device of the training."""
     seeds: int = 3
     """Splits, initial weights and orders of rows, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -151,6 +153,7 @@ def prepare_study(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "lasso" if "lasso" in study.methods else study.methods[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -161,7 +164,7 @@ def parse(arguments: Sequence[str]) -> FeatureStudy:
 
 def make_task(study: FeatureStudy) -> Task:
     """Return the task: the data with a number of features."""
-    own = {"preset", "methods", "seeds", "jobs", "output", "name"}
+    own = {"preset", "methods", "seeds", "jobs", "machines", "output", "name"}
     config = {entry.name: getattr(study, entry.name) for entry in fields(study) if entry.name not in own}
     return Task(
         f"{study.data}_k{study.k}",
@@ -190,7 +193,7 @@ def refuse_options_without_effect(study: FeatureStudy) -> None:
 def changes(study: FeatureStudy) -> dict[str, Any]:
     """Return the options that determine results and differ from the preset."""
     default = PRESETS[study.preset][1]
-    own = {"preset", "methods", "seeds", "jobs", "output", "name"}
+    own = {"preset", "methods", "seeds", "jobs", "machines", "output", "name"}
     values = {entry.name: getattr(study, entry.name) for entry in fields(study) if entry.name not in own}
     return {option: value for option, value in values.items() if value != getattr(default, option)}
 

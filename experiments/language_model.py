@@ -17,12 +17,12 @@ import itertools
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from _checks import check_device, hint
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _comparing_optimizers import given_numbers
 from _language_training import METHODS
 from tyro.conf import arg
@@ -76,8 +76,10 @@ class LanguageStudy:
     """PyTorch device of the training."""
     seeds: int = 3
     """Initial weights and windows, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -147,6 +149,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "adam" if "adam" in study.methods else study.methods[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -188,13 +191,13 @@ def make_task(study: LanguageStudy, initial_scale: float, loss_scale: float) -> 
 def default_name(study: LanguageStudy) -> str:
     """Return a name that tells what differs from the preset, so that different studies get different folders."""
     default = PRESETS[study.preset][1]
-    shared = {"preset", "methods", "seeds", "jobs", "output", "name", "initial_scales", "loss_scales"}
+    shared = {"preset", "methods", "seeds", "jobs", "machines", "output", "name", "initial_scales", "loss_scales"}
     parts = [f"language_{study.preset}"]
-    for field in fields(study):
-        value = getattr(study, field.name)
-        if field.name not in shared and value != getattr(default, field.name):
+    for entry in fields(study):
+        value = getattr(study, entry.name)
+        if entry.name not in shared and value != getattr(default, entry.name):
             text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            parts.append(f"{field.name}={text}")
+            parts.append(f"{entry.name}={text}")
     return "_".join(parts)
 
 

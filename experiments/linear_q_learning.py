@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from _checks import hint, inspect_env
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _q_training import load_problem
 from tyro.conf import arg
 
@@ -75,8 +75,10 @@ class QStudy:
     """Points of a curve, > 1, equally distant on a logarithmic scale."""
     seeds: int = 5
     """Streams of data, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -144,6 +146,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "qlearning" if "qlearning" in study.methods else study.methods[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -207,7 +210,7 @@ def refuse_options_without_effect(study: QStudy) -> None:
 def changes(study: QStudy) -> dict[str, Any]:
     """Return the options that determine results and differ from the preset."""
     default = PRESETS[study.preset][1]
-    own = {"preset", "methods", "env_id", "seeds", "jobs", "output", "name"}
+    own = {"preset", "methods", "env_id", "seeds", "jobs", "machines", "output", "name"}
     values = {entry.name: getattr(study, entry.name) for entry in fields(study) if entry.name not in own}
     return {option: value for option, value in values.items() if value != getattr(default, option)}
 

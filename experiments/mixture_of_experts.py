@@ -17,12 +17,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from _checks import check_device, hint
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _comparing_optimizers import given_numbers
 from _mixture_training import METHODS, equal_hidden_width, method_sizes
 from tyro.conf import arg
@@ -83,8 +83,10 @@ class MixtureStudy:
     """PyTorch device of the training."""
     seeds: int = 3
     """Initial weights, windows and hidden characters, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -191,6 +193,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "top2" if "top2" in study.methods else study.methods[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -207,7 +210,7 @@ def make_variants(study: MixtureStudy) -> dict[str, dict[str, Any]]:
 
 def make_task(study: MixtureStudy) -> Task:
     """Return the task of the study."""
-    own = {"preset", "methods", "learning_rates", "lr", "capacity_factors", "seeds", "jobs", "output", "name"}
+    own = {"preset", "methods", "learning_rates", "lr", "capacity_factors", "seeds", "jobs", "machines", "output", "name"}
     config = {field.name: getattr(study, field.name) for field in fields(study) if field.name not in own}
     kind = "hidden" if study.objective == "masked" else "next"
     return Task(
@@ -226,13 +229,13 @@ def make_task(study: MixtureStudy) -> Task:
 def default_name(study: MixtureStudy) -> str:
     """Return a name that tells what differs from the preset, so that different studies get different folders."""
     default = PRESETS[study.preset][1]
-    shared = {"preset", "objective", "methods", "seeds", "jobs", "output", "name"}
+    shared = {"preset", "objective", "methods", "seeds", "jobs", "machines", "output", "name"}
     parts = [f"mixture_{study.objective}_{study.preset}"]
-    for field in fields(study):
-        value = getattr(study, field.name)
-        if field.name not in shared and value != getattr(default, field.name):
+    for entry in fields(study):
+        value = getattr(study, entry.name)
+        if entry.name not in shared and value != getattr(default, entry.name):
             text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            parts.append(f"{field.name}={text}")
+            parts.append(f"{entry.name}={text}")
     return "_".join(parts)
 
 

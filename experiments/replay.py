@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from _checks import AgentName, check_device, choose_agent, hint, inspect_env
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _hyperparameters import ACCEPTED, PAPER, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
 from tyro.conf import arg
 
@@ -59,8 +59,10 @@ class ReplayStudy:
     """The agent; auto takes DQN for discrete actions and TD3 for continuous ones."""
     seeds: int = 5
     """Runs of each replay on each environment, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -138,6 +140,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "uniform" if "uniform" in study.replays else study.replays[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import gymnasium as gym
 import tyro
 from _checks import check_device, choose_agent, hint, inspect_env
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _comparing_optimizers import given_numbers
 from _hyperparameters import ACCEPTED, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
 from _rl_optimizers_training import COSTS, NETWORKS, OPTIMIZERS, ended_diverged
@@ -81,8 +81,10 @@ class RlOptimizersStudy:
     """Networks that get the optimizer; the other one keeps adam. The network of dqn counts as a critic."""
     seeds: int = 5
     """Runs of each optimizer with each agent and environment, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -175,6 +177,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "adam" if "adam" in study.optimizers else study.optimizers[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -313,7 +316,7 @@ def diverged_runs(folder: Path) -> list[str]:
 def changes(study: RlOptimizersStudy) -> dict[str, Any]:
     """Return the options that determine results and differ from the preset."""
     default = PRESETS[study.preset][1]
-    own = {"preset", "optimizers", "seeds", "jobs", "output", "name", "options"}
+    own = {"preset", "optimizers", "seeds", "jobs", "machines", "output", "name", "options"}
     values = {entry.name: getattr(study, entry.name) for entry in dataclasses.fields(study) if entry.name not in own}
     return {option: value for option, value in values.items() if value != getattr(default, option)} | study.options.given()
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from _checks import hint
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _identification import METRICS, limit
 from tyro.conf import arg
 
@@ -91,8 +91,10 @@ class IdentificationStudy:
     """Points of a curve, > 1, equally distant on a logarithmic scale."""
     seeds: int = 5
     """Systems and trajectories, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -194,6 +196,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "sgd" if "sgd" in study.estimators else study.estimators[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -294,7 +297,7 @@ def refuse_options_without_effect(study: IdentificationStudy) -> None:
 def changes(study: IdentificationStudy) -> dict[str, Any]:
     """Return the options that determine results and differ from the preset."""
     default = PRESETS[study.preset][1]
-    own = {"preset", "estimators", "seeds", "jobs", "output", "name"}
+    own = {"preset", "estimators", "seeds", "jobs", "machines", "output", "name"}
     values = {entry.name: getattr(study, entry.name) for entry in fields(study) if entry.name not in own}
     return {option: value for option, value in values.items() if value != getattr(default, option)}
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from _checks import check_device, hint
-from _command import parse_with_presets, run_command
+from _command import Jobs, Machines, parse_with_presets, run_command
 from _transformer_policy_training import AGENTS, EXTRACTORS, NOT_FOR_SEQUENCES, TASKS, learns_from_sequences, reference_scores
 from tyro.conf import arg
 
@@ -60,8 +60,10 @@ class MemoryStudy:
     """Where networks live: cpu, cuda, ..."""
     seeds: int = 5
     """Runs of each extractor with each agent and task, > 0; seeds 0, 1, ..."""
-    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")] = None
+    jobs: Jobs = None
     """Runs at a time, > 0, each in a process with one thread."""
+    machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
+    """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
     """Folder of all studies."""
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: made of the options)")] = None
@@ -129,6 +131,7 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "memoryless" if "memoryless" in study.extractors else study.extractors[0],
         "jobs": study.jobs,
+        "machines": study.machines,
     }
 
 
@@ -167,7 +170,7 @@ def make_task(study: MemoryStudy, name: str, agent: str) -> Task:
 def default_name(study: MemoryStudy) -> str:
     """Return a name that tells what differs from the preset, so that different studies get different folders."""
     default = PRESETS[study.preset][1]
-    shared = {"preset", "tasks", "agents", "extractors", "seeds", "jobs", "output", "name"}
+    shared = {"preset", "tasks", "agents", "extractors", "seeds", "jobs", "machines", "output", "name"}
     parts = [
         f"{field.name}={getattr(study, field.name)}"
         for field in fields(study)

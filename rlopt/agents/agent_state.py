@@ -22,6 +22,7 @@ from rlopt.replay.buffer import Replay
 _COUNTERS = (
     "num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate", "_current_progress_remaining", "action_noise",
     "ep_info_buffer", "ep_success_buffer", "_last_episode_starts", "_last_obs", "_last_original_obs", "_diagnostics", "_aux",
+    "num_skipped_updates",
 )  # fmt: skip
 _OF_EPISODE = ("_last_episode_starts", "_last_obs", "_last_original_obs")
 _STATISTICS = ("obs_rms", "ret_rms")

@@ -92,9 +92,12 @@ class AuxiliaryLosses:
         self._values = {name: list(values) for name, values in state.items()}
 
     def record(self, logger: Logger) -> None:
-        """Log the means since the last call as `train/aux_<name>`."""
+        """Log the means since the last call as `train/aux_<name>`; what is not finite belongs to updates that were left out."""
         for name, values in self._values.items():
-            logger.record(f"train/aux_{name}", th.stack(values).mean().item())
+            stacked = th.stack(values)
+            finite = stacked[stacked.isfinite()]
+            if len(finite):
+                logger.record(f"train/aux_{name}", finite.mean().item())
         self._values = {}
 
     def _of(self, network: nn.Module) -> list[Any]:

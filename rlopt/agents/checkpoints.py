@@ -151,7 +151,7 @@ class Checkpoints:
         if self._signal is not None:
             raise _Ended(self._signal)
 
-    def save(self, agent: BaseAlgorithm) -> Path:
+    def save(self, agent: Any) -> Path:
         """Write a checkpoint, and remove all but the newest.
 
         Returns:
@@ -159,7 +159,9 @@ class Checkpoints:
 
         Raises:
             OSError: If it cannot be written; those before stay.
+            NonFiniteError: If a parameter is not finite; those before stay.
         """
+        agent._finite.check_parameters()
         state, self.restarts_episodes = take_agent(agent, self._callback)
         replay: Any = getattr(agent, "replay_buffer", None)
         path = self.folder / f"step_{agent.num_timesteps:010d}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,12 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rlopt.agents import losses
 from rlopt.agents.distributed_checkpoints import CheckpointsOfProcesses
+from rlopt.agents.finite import Found
 from rlopt.agents.optimizing import Evaluation, steps_along_gradient
 from rlopt.agents.ppo import PPO
 from rlopt.nn.expert_parallel import share_balance
-from rlopt.optim import KFAC, CombinedOptimizer, needs_closure
+from rlopt.optim import KFAC, CombinedOptimizer, NonFiniteError, needs_closure
 
 Self = TypeVar("Self", bound="DistributedPPO")
+Result = TypeVar("Result")
 
 
 class DistributedPPO(PPO):
@@ -111,12 +115,49 @@ class DistributedPPO(PPO):
 
     def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> bool:
         """Collect a rollout on each process; returns whether callbacks of all processes want to go on."""
-        goes_on = bool(super().collect_rollouts(env, callback, *args, **kwargs))
+        goes_on = bool(self._together(partial(super().collect_rollouts, env, callback, *args, **kwargs)))
         if self._evaluator is None:
             return goes_on
         flag = th.tensor(float(goes_on), device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MIN)
         return bool(flag.item())
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        return self._together(partial(super()._setup_learn, *args, **kwargs))
+
+    def _together(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` does; if it meets what is not finite on one process, all stop."""
+        if self._num_processes == 1:
+            return work()
+        error: NonFiniteError | None = None
+        try:
+            result = work()
+        except NonFiniteError as met:
+            error = met
+        found = self._first_of_processes(None if error is None else (0, str(error)))
+        if found is not None:
+            raise NonFiniteError(found[1]) from None
+        return result
+
+    @property
+    def _num_processes(self) -> int:
+        return _size()
+
+    def _over_processes(self, value: th.Tensor) -> th.Tensor:
+        if self._num_processes > 1:
+            dist.all_reduce(value)
+        return value
+
+    def _first_of_processes(self, found: Found | None) -> Found | None:
+        if self._num_processes == 1:
+            return found
+        everyone: list[Found | None] = [None] * _size()
+        dist.all_gather_object(everyone, found)
+        named = [(one[0], rank, one[1]) for rank, one in enumerate(everyone) if one is not None]
+        if not named:
+            return None
+        step, rank, text = min(named)
+        return step, f"process {rank}: {text}"
 
     def _evaluate_actions(self, observations: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         if self._evaluator is None:

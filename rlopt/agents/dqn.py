@@ -10,7 +10,7 @@ from stable_baselines3 import DQN as SB3DQN
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
-from rlopt.agents.learner import mean_of
+from rlopt.agents.finite import checked
 from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import grad_norm_bound, take_step
 from rlopt.agents.td_errors import dqn_target
@@ -53,6 +53,7 @@ class DQN(OffPolicyLearner, SB3DQN):
         self.policy.optimizer = self._built(self.optimizer, self.q_net)  # type: ignore[arg-type]  # it refuses mappings
         self.max_grad_norm = grad_norm_bound(self.policy.optimizer, self.max_grad_norm, "max_grad_norm" in self._given)
 
+    @checked
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
         self._begin_phase(gradient_steps)
@@ -60,15 +61,19 @@ class DQN(OffPolicyLearner, SB3DQN):
         self._update_learning_rate(self.policy.optimizer)
         values = []
         for _ in range(gradient_steps):
+            self._finite.begin_step()
             batch = self._sample(batch_size)
             target = dqn_target(self, batch)
             evaluate = partial(self._evaluate, batch, target)
-            loss, q = take_step(self.policy.optimizer, evaluate, self.max_grad_norm)
+            evaluation = take_step(self.policy.optimizer, evaluate, self.max_grad_norm, check=self._finite)
+            if evaluation is None:
+                continue
+            loss, q = evaluation
             self._report(batch, target - q)
             values.append(loss)
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/loss", mean_of(values))
+        self._record_mean("loss", values)
         self._aux.record(self.logger)
 
     def _evaluate(self, batch: Any, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import pathlib
@@ -16,7 +17,8 @@ from torch.optim import Optimizer
 from rlopt.agents.agent_loading import load_agent
 from rlopt.agents.auxiliary import AuxiliaryLosses
 from rlopt.agents.checkpoints import Checkpoints
-from rlopt.optim import OptimizerLike, build_optimizer
+from rlopt.agents.finite import FiniteCheck, Found
+from rlopt.optim import NonFinite, OptimizerLike, build_optimizer
 
 AnyLearner = TypeVar("AnyLearner", bound="Learner")
 
@@ -38,11 +40,15 @@ class Learner(BaseAlgorithm):
         aux_loss_coefs: Factors >= 0, by name, of the losses that features extractors have of their own, for extractors with a
             method `pop_aux_losses` (see `rlopt.agents.auxiliary`). They are added to the loss of the network that the extractor
             belongs to. Losses without a factor are logged only.
+        non_finite: What happens if a loss or gradient is nan or infinite. "raise": the run ends. "skip": that step is left out,
+            and the rest of its gradient step with it; `train/skipped_updates` counts. Observations, rewards, actions and
+            parameters that are not finite always end the run.
         **kwargs: As in Stable-Baselines3.
 
     Raises:
         ValueError: With `optimizer`: if `learning_rate` is no schedule of factors, if `policy_kwargs` choose an optimizer as
-            well, or if a mapping has other keys. If `aux_loss_coefs` has no effect or a factor outside its range.
+            well, or if a mapping has other keys. If `aux_loss_coefs` has no effect or a factor outside its range. If `non_finite`
+            is another word.
     """
 
     made_with: dict[str, Any] | None
@@ -59,10 +65,13 @@ class Learner(BaseAlgorithm):
         *args: Any,
         optimizer: OptimizerLike | Mapping[str, OptimizerLike] | None = None,
         aux_loss_coefs: Mapping[str, float] | None = None,
+        non_finite: NonFinite = "raise",
         **kwargs: Any,
     ) -> None:
         self.optimizer = optimizer
         self.aux_loss_coefs = aux_loss_coefs
+        self.non_finite = non_finite
+        self.num_skipped_updates = 0
         self._checkpoints: Checkpoints | None = None
         arguments = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
         self._given = list(arguments)
@@ -124,13 +133,14 @@ class Learner(BaseAlgorithm):
 
         Raises:
             ValueError: If checkpoints cannot be read or are those of another agent, or with `reset_num_timesteps=False`.
+            NonFiniteError: If an observation, a reward, an action or a parameter is not finite, or with `non_finite="raise"` a loss
+                or a gradient; the checkpoints stay as they are.
         """
         self._checkpoints, self._is_stopped = checkpoints, False
-        if checkpoints is None:
-            return super().learn(total_timesteps, *args, **kwargs)  # type: ignore[safe-super]  # the agent stands behind this mixin
-        with checkpoints.watching_signals():
+        with self._finite.watching(self.env), contextlib.nullcontext() if checkpoints is None else checkpoints.watching_signals():
             super().learn(total_timesteps, *args, **kwargs)  # type: ignore[safe-super]  # the agent stands behind this mixin
-            if not self._is_stopped:
+            self._finite.check_parameters()
+            if checkpoints is not None and not self._is_stopped:
                 checkpoints.finish(self)
         return self
 
@@ -146,7 +156,8 @@ class Learner(BaseAlgorithm):
         """Act, as in Stable-Baselines3; before it is the moment for checkpoints, between two phases of learning."""
         if self._checkpoints is not None:
             self._checkpoints.visit(self)
-        rollout = super().collect_rollouts(*args, **kwargs)  # type: ignore[misc]  # the agent stands behind this mixin
+        with self._finite.explaining():
+            rollout = super().collect_rollouts(*args, **kwargs)  # type: ignore[misc]  # the agent stands behind this mixin
         # A callback that stops training does so in the middle of a step: nothing can go on from there.
         self._is_stopped = not getattr(rollout, "continue_training", rollout)
         return rollout
@@ -160,6 +171,19 @@ class Learner(BaseAlgorithm):
             self._build_optimizers()
         self._aux = AuxiliaryLosses(self.aux_loss_coefs)
         self._aux.require(self.policy)
+        self._finite = FiniteCheck(self)
+
+    @property
+    def _num_processes(self) -> int:
+        return 1
+
+    def _over_processes(self, value: th.Tensor) -> th.Tensor:
+        """Return the sum of a tensor over all processes."""
+        return value
+
+    def _first_of_processes(self, found: Found | None) -> Found | None:
+        """Return the first finding of all processes."""
+        return found
 
     def _setup_networks(self) -> None:
         """Make what Stable-Baselines3's agent consists of."""
@@ -198,10 +222,10 @@ class Learner(BaseAlgorithm):
                 group["lr"] = rate * factor
         self.logger.record("train/learning_rate", every[0].param_groups[0]["lr"])
 
+    def _record_mean(self, name: str, values: list[th.Tensor]) -> None:
+        """Log the mean of scalars, nothing if there are none; they are read from the device once."""
+        if values:
+            self.logger.record(f"train/{name}", float(np.mean([value.item() for value in values])))
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_own_rates", "_aux", "_checkpoints", "made_with"]
-
-
-def mean_of(values: list[th.Tensor]) -> float:
-    """Mean of scalar tensors, read from the device once at the end."""
-    return float(np.mean([value.item() for value in values]))
+        return [*super()._excluded_save_params(), "_own_rates", "_aux", "_checkpoints", "_finite", "made_with"]

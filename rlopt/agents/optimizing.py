@@ -10,9 +10,11 @@ from typing import TypeVar
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import LBFGS, Optimizer
 
-from rlopt.optim import KFAC, CombinedOptimizer, LocoProp, needs_closure
+from rlopt.agents.finite import FiniteCheck, zero_if_finite
+from rlopt.optim import KFAC, CombinedOptimizer, LocoProp, NonFiniteError, needs_closure
 
 T = TypeVar("T")
 Evaluation = tuple[th.Tensor, ...]
@@ -23,7 +25,9 @@ def take_step(
     evaluate: Callable[[], Evaluation],
     max_grad_norm: float = math.inf,
     unless: Callable[[Evaluation], bool] | None = None,
-) -> Evaluation:
+    check: FiniteCheck | None = None,
+    of: str = "the loss",
+) -> Evaluation | None:
     """Minimise a loss by one step.
 
     Optimizers that evaluate the loss themselves (L-BFGS, SAM) get a closure that computes it on the same batch with the same random
@@ -35,9 +39,15 @@ def take_step(
         evaluate: Returns the loss, and further tensors that the caller wants to see.
         max_grad_norm: Bound of the gradient's norm, over all parameters of the optimizer, in each evaluation.
         unless: Looks at the first evaluation, without graph; if it says True, there is no step. None: there always is.
+        check: Looks at loss and gradient in front of the step. None: nobody does.
+        of: What the loss is called.
 
     Returns:
-        What `evaluate` returned first, at the parameters before the step, without graph.
+        What `evaluate` returned first, at the parameters before the step, without graph. None if the step was left out because
+        something was not finite; then everything is as it was.
+
+    Raises:
+        NonFiniteError: By `check`.
 
     Example:
         >>> w = nn.Parameter(th.tensor([3.0]))
@@ -46,6 +56,7 @@ def take_step(
         (9.0, 0.0)
     """
     compute = repeatable(evaluate, optimizer)
+    undo = None if check is None else check.undo(optimizer)
 
     def cleared() -> Evaluation:
         optimizer.zero_grad()
@@ -59,15 +70,28 @@ def take_step(
     def closure() -> th.Tensor:
         loss = (at_hand.pop() if at_hand else cleared())[0]
         loss.backward()  # type: ignore[no-untyped-call]
-        if max_grad_norm < math.inf:
-            th.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_grad_norm)
+        clips = max_grad_norm < math.inf
+        if check is not None or clips:
+            params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+            grads = [param.grad for param in params]
+            norm = get_total_norm(grads) if clips else zero_if_finite(grads)
+            if check is not None:
+                check.look(of, loss, norm, optimizer)
+            if clips:
+                clip_grads_with_norm_(params, max_grad_norm, norm)
         return loss.detach()
 
-    if needs_closure(optimizer):
-        optimizer.step(closure)  # type: ignore[arg-type]  # annotated to return a float; a tensor is the custom
-    else:
-        closure()
-        optimizer.step()
+    try:
+        if needs_closure(optimizer):
+            optimizer.step(closure)  # type: ignore[arg-type]  # annotated to return a float; a tensor is the custom
+        else:
+            closure()
+            optimizer.step()
+    except NonFiniteError as error:
+        if check is None:
+            raise
+        check.settle(error, undo, optimizer)
+        return None
     return first
 
 

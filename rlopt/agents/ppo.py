@@ -12,7 +12,8 @@ from stable_baselines3.common.utils import explained_variance
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
-from rlopt.agents.learner import Learner, mean_of
+from rlopt.agents.finite import checked
+from rlopt.agents.learner import Learner
 from rlopt.agents.optimizing import Evaluation, grad_norm_bound, take_step
 
 AnyPPO = TypeVar("AnyPPO", bound="PPO")
@@ -71,6 +72,7 @@ class PPO(Learner, SB3PPO):
                 return
         super().dump_logs(iteration)
 
+    @checked
     def train(self) -> None:
         """Do `n_epochs` passes over the rollout, in batches of `batch_size`."""
         self.policy.set_training_mode(True)
@@ -87,8 +89,12 @@ class PPO(Learner, SB3PPO):
             for batch in self.rollout_buffer.get(self.batch_size):
                 evaluate = partial(self._evaluate, batch, clip_range, clip_range_vf)
                 unless = None if self.target_kl is None else self._is_too_far
-                seen.append(take_step(self.policy.optimizer, evaluate, self.max_grad_norm, unless))
-                if unless is not None and unless(seen[-1]):
+                self._finite.begin_step()
+                evaluation = take_step(self.policy.optimizer, evaluate, self.max_grad_norm, unless, self._finite)
+                if evaluation is None:
+                    continue
+                seen.append(evaluation)
+                if unless is not None and unless(evaluation):
                     stopped = True
                     if self.verbose >= 1:
                         print(f"Early stopping at step {epoch} due to reaching max kl: {seen[-1][-1].item():.2f}")  # noqa: T201
@@ -97,10 +103,10 @@ class PPO(Learner, SB3PPO):
             if stopped:
                 break
 
-        for name, values in zip(LOGGED, zip(*seen, strict=True), strict=True):
+        for name, values in zip(LOGGED, zip(*seen, strict=True), strict=bool(seen)):  # without `seen` there is nothing to log
             # As Stable-Baselines3: the last loss, the KL divergences of the last epoch, and means of the rest.
             first = {"loss": len(seen) - 1, "approx_kl": kl_before_epoch}.get(name, 0)
-            self.logger.record(f"train/{name}", mean_of(list(values[first:])))
+            self._record_mean(name, list(values[first:]))
         self._aux.record(self.logger)
         buffer = self.rollout_buffer
         self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))

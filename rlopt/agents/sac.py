@@ -11,7 +11,7 @@ from stable_baselines3 import SAC as SB3SAC
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
-from rlopt.agents.learner import mean_of
+from rlopt.agents.finite import checked
 from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import repeatable, take_step, without_recording
 from rlopt.agents.td_errors import sac_entropy_coefficient, sac_target
@@ -48,6 +48,7 @@ class SAC(OffPolicyLearner, SB3SAC):
         if self.ent_coef_optimizer is not None:
             self._own_rates[self.ent_coef_optimizer] = [ENT_COEF_RATE]
 
+    @checked
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
         self._begin_phase(gradient_steps)
@@ -56,31 +57,37 @@ class SAC(OffPolicyLearner, SB3SAC):
         if self.ent_coef_optimizer is not None:
             optimizers += [self.ent_coef_optimizer]
         self._update_learning_rate(optimizers)
-        ent_coef_values, actor_values, critic_values, ent_coefs = [], [], [], []
+        ent_coef_values: list[th.Tensor] = []
+        actor_values: list[th.Tensor] = []
+        critic_values, ent_coefs = [], []
         for gradient_step in range(gradient_steps):
+            self._finite.begin_step()
             batch = self._sample(batch_size)
             draw = repeatable(partial(self._draw_actions, batch), self.actor.optimizer)
             drawn = draw()
             log_prob = drawn[1]
 
             ent_coef = sac_entropy_coefficient(self)
-            ent_coefs.append(ent_coef)
-            if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-                assert isinstance(self.target_entropy, float)
-                ent_coef_loss = losses.entropy_coefficient_loss(self.log_ent_coef, log_prob, self.target_entropy)
-                self.ent_coef_optimizer.zero_grad()
-                ent_coef_loss.backward()  # type: ignore[no-untyped-call]
-                self.ent_coef_optimizer.step()
-                ent_coef_values.append(ent_coef_loss.detach())
-
             target = sac_target(self, batch, ent_coef)
-            critic_loss, smallest_q = take_step(self.critic.optimizer, partial(self._evaluate_critic, batch, target))
+            evaluate = partial(self._evaluate_critic, batch, target)
+            evaluation = take_step(self.critic.optimizer, evaluate, check=self._finite, of="the loss of the critic")
+            if evaluation is None:
+                continue
+            critic_loss, smallest_q = evaluation
             critic_values.append(critic_loss)
+            ent_coefs.append(ent_coef)
             self._report(batch, target - smallest_q)
 
             # The actor has not moved since: its first evaluation goes on with the actions at hand.
-            (actor_loss,) = take_step(self.actor.optimizer, partial(self._evaluate_actor, batch, ent_coef, [drawn], draw))
-            actor_values.append(actor_loss)
+            evaluate_actor = partial(self._evaluate_actor, batch, ent_coef, [drawn], draw)
+            acted = take_step(self.actor.optimizer, evaluate_actor, check=self._finite, of="the loss of the actor")
+            if acted is None:
+                continue
+            actor_values += acted
+            if self.ent_coef_optimizer is not None:
+                evaluate_entropy = partial(self._evaluate_ent_coef, log_prob)
+                of = "the loss of the entropy coefficient"
+                ent_coef_values += take_step(self.ent_coef_optimizer, evaluate_entropy, check=self._finite, of=of) or ()
 
             if gradient_step % self.target_update_interval == 0:
                 losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
@@ -88,12 +95,11 @@ class SAC(OffPolicyLearner, SB3SAC):
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/ent_coef", mean_of(ent_coefs))
-        self.logger.record("train/actor_loss", mean_of(actor_values))
-        self.logger.record("train/critic_loss", mean_of(critic_values))
+        self._record_mean("ent_coef", ent_coefs)
+        self._record_mean("actor_loss", actor_values)
+        self._record_mean("critic_loss", critic_values)
         self._aux.record(self.logger)
-        if ent_coef_values:
-            self.logger.record("train/ent_coef_loss", mean_of(ent_coef_values))
+        self._record_mean("ent_coef_loss", ent_coef_values)
 
     def _draw_actions(self, batch: Any) -> Draw:
         if self.use_sde:
@@ -101,6 +107,12 @@ class SAC(OffPolicyLearner, SB3SAC):
             self.actor.reset_noise()
         actions, log_prob = self.actor.action_log_prob(batch.observations)
         return actions, log_prob.reshape(-1, 1), self._aux.pop(self.actor)
+
+    def _evaluate_ent_coef(self, log_prob: th.Tensor) -> tuple[th.Tensor]:
+        """Loss of the entropy coefficient."""
+        assert self.log_ent_coef is not None
+        assert isinstance(self.target_entropy, float)
+        return (losses.entropy_coefficient_loss(self.log_ent_coef, log_prob, self.target_entropy),)
 
     def _evaluate_critic(self, batch: Any, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Loss of the critics and their smallest values."""

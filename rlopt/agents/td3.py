@@ -10,7 +10,7 @@ from stable_baselines3 import TD3 as SB3TD3
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
-from rlopt.agents.learner import mean_of
+from rlopt.agents.finite import checked
 from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import take_step, without_recording
 from rlopt.agents.td_errors import td3_target
@@ -37,32 +37,41 @@ class TD3(OffPolicyLearner, SB3TD3):
         120
     """
 
+    @checked
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
         self._begin_phase(gradient_steps)
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
-        actor_values, critic_values = [], []
+        actor_values: list[th.Tensor] = []
+        critic_values: list[th.Tensor] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
+            self._finite.begin_step()
             batch = self._sample(batch_size)
             target = td3_target(self, batch)
-            critic_loss, q = take_step(self.critic.optimizer, partial(self._evaluate_critic, batch, target))
+            evaluate = partial(self._evaluate_critic, batch, target)
+            evaluation = take_step(self.critic.optimizer, evaluate, check=self._finite, of="the loss of the critic")
+            if evaluation is None:
+                continue
+            critic_loss, q = evaluation
             critic_values.append(critic_loss)
             self._report(batch, target - q)
 
             if self._n_updates % self.policy_delay == 0:
-                (actor_loss,) = take_step(self.actor.optimizer, partial(self._evaluate_actor, batch))
-                actor_values.append(actor_loss)
+                evaluate_actor = partial(self._evaluate_actor, batch)
+                acted = take_step(self.actor.optimizer, evaluate_actor, check=self._finite, of="the loss of the actor")
+                if acted is None:
+                    continue
+                actor_values += acted
                 losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
                 losses.soft_update(self.actor.parameters(), self.actor_target.parameters(), self.tau)
                 losses.soft_update(self.critic_batch_norm_stats, self.critic_batch_norm_stats_target, 1.0)
                 losses.soft_update(self.actor_batch_norm_stats, self.actor_batch_norm_stats_target, 1.0)
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if actor_values:
-            self.logger.record("train/actor_loss", mean_of(actor_values))
-        self.logger.record("train/critic_loss", mean_of(critic_values))
+        self._record_mean("actor_loss", actor_values)
+        self._record_mean("critic_loss", critic_values)
         self._aux.record(self.logger)
 
     def _evaluate_critic(self, batch: Any, target: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

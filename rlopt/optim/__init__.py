@@ -4,6 +4,7 @@ from rlopt.optim.agc import AGC, adaptive_gradient_clip
 from rlopt.optim.closures import needs_closure
 from rlopt.optim.combined import CombinedOptimizer
 from rlopt.optim.factory import OPTIMIZERS, OptimizerLike, build_optimizer
+from rlopt.optim.finite import NonFinite, NonFiniteError
 from rlopt.optim.invariance import is_scale_invariant, scale_dependent_parameters, split_scale_invariant
 from rlopt.optim.kfac import KFAC
 from rlopt.optim.lamb import LAMB
@@ -60,6 +61,8 @@ __all__ = [
     "LocoProp",
     "LocoPropSpec",
     "Muon",
+    "NonFinite",
+    "NonFiniteError",
     "OptimizerLike",
     "OptimizerSpec",
     "RMSprop",

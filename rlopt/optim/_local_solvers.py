@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlopt.optim._local_problems import LinearRows, LocalProblem, Tensors
+from rlopt.optim.finite import NonFiniteError
 from rlopt.optim.inner_rules import InnerRule, State
 
 Gamma = float | Tensor  # a tensor where the gradients are clipped by their norm
@@ -129,7 +130,7 @@ def solve_all_exactly(problems: list[tuple[LocalProblem, LocalSettings]]) -> lis
     """Return the changes of the parameters that solve the squared problems; waits for the device once.
 
     Raises:
-        RuntimeError: If inputs or gradients are not finite.
+        NonFiniteError: If inputs or gradients are not finite.
     """
     solved = [solve_exactly(problem, settings) for problem, settings in problems]
     if not solved or not bool(torch.stack([has_failed.any() for _, has_failed in solved]).any()):
@@ -180,14 +181,14 @@ def solve_by_singular_values(problem: LocalProblem, settings: LocalSettings) -> 
     With X = U S V':  - gamma Delta' U S (S^2 + I / eta)^-1 V'.  Directions that cannot be told from zero do not change.
 
     Raises:
-        RuntimeError: If the inputs or gradients are not finite.
+        NonFiniteError: If the inputs or gradients are not finite.
     """
     rows, eta = problem.rows, settings.prox_eta
     assert eta is not None
     x, delta = _columns(problem, rows.inputs.double()), problem.delta.double()
     if not bool(x.isfinite().all() & delta.isfinite().all()):
         names = ", ".join(layer.name for layer in problem.layers)
-        raise RuntimeError(f"inputs and gradients of {names} must be finite, got inf or nan; take a smaller gamma or prox_eta.")
+        raise NonFiniteError(f"inputs and gradients of {names} must be finite, got inf or nan; take a smaller gamma or prox_eta.")
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     noise = torch.finfo(s.dtype).eps * max(x.shape[-2:]) * s.amax(-1, keepdim=True)
     denominator = s.square() + 1.0 / eta

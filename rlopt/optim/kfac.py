@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from rlopt.optim._capture import LayerRecord, Recorder, attach_hooks
 from rlopt.optim._hooks import Link
+from rlopt.optim.finite import NonFiniteError
 
 
 class KFAC(Optimizer):
@@ -150,7 +151,7 @@ class KFAC(Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: If the second moments of inputs or gradients are not finite.
+            NonFiniteError: If the second moments of inputs or gradients are not finite.
         """
         loss = None
         if closure is not None:
@@ -244,7 +245,7 @@ def _damped_inverse(moment: Tensor, shift: Tensor) -> Tensor:
     if bool((info == 0) & damped.diagonal().isfinite().all()):
         return torch.cholesky_inverse(factor)
     if not bool(moment.isfinite().all()):
-        raise RuntimeError("inputs and gradients must be finite in K-FAC, got inf or nan; take a smaller lr or a larger damping.")
+        raise NonFiniteError("inputs and gradients must be finite in K-FAC, got inf or nan; take a smaller lr or a larger damping.")
     values, vectors = torch.linalg.eigh(moment.double())
     values = values.clamp(min=torch.finfo(moment.dtype).eps * values[-1].item()) + shift
     inverse: Tensor = vectors / values @ vectors.T

@@ -267,7 +267,8 @@ class LocoProp(Optimizer):
             The loss of the closure, or None.
 
         Raises:
-            RuntimeError: After `close()`, or if a closed form meets inputs that are not finite.
+            RuntimeError: After `close()`.
+            NonFiniteError: If a closed form meets inputs that are not finite.
         """
         if self._is_closed:
             raise RuntimeError("this LocoProp is closed; build a new one.")

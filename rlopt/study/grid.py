@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,35 @@ def expand(folder: Path, tasks: Sequence[Task], variants: Mapping[str, Mapping[s
     if len({run.folder for run in runs}) < len(runs):
         raise ValueError("names of tasks and of variants must differ in more than '/' and '-', they share a folder now")
     return runs
+
+
+def part_of(runs: Sequence[Run], number: int, count: int) -> list[Run]:
+    """Return one of `count` parts of the runs, in their order.
+
+    The parts are disjoint, together they are all runs, their sizes differ by one at most, and each has about its share of every
+    variant, task and seed. They depend on nothing but the runs, so that every machine finds the same ones.
+
+    Args:
+        runs: The runs of a grid.
+        number: Which part, 1, ..., `count`.
+        count: Parts, >= 1.
+
+    Raises:
+        ValueError: If the number or the count is out of its range.
+    """
+    if not 1 <= number <= count:
+        raise ValueError(f"shard must be I/N with 1 <= I <= N, got {number}/{count}")
+    sizes = [0] * count
+    shares: list[Counter[Any]] = [Counter() for _ in range(count)]  # of what a part has how many
+    found = []
+    for run in runs:
+        features = [(run.task, run.variant), ("variant", run.variant), ("task", run.task)]
+        part = min(range(count), key=lambda i: (sizes[i], *(shares[i][feature] for feature in features)))
+        sizes[part] += 1
+        shares[part].update(features)
+        if part == number - 1:
+            found.append(run)
+    return found
 
 
 def folder_name(name: str) -> str:

@@ -67,27 +67,6 @@ def git_commit(folder: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-def process_started(pid: int) -> float | None:
-    """Return when process `pid` started, in seconds since the epoch; None if it does not run any more.
-
-    Together with the pid it names a process for ever, although the system uses pids again.
-    """
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return float(process.create_time())
-    except psutil.Error:
-        return None
-
-
-def process_lives(pid: int, started: float) -> bool:
-    """Whether the process that had `pid` and start time `started` still runs."""
-    now = process_started(pid)
-    # The tolerance covers corrections of the system clock.
-    return now is not None and abs(now - started) < 30.0
-
-
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

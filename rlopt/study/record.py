@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,6 @@ from typing import Any
 from rlopt.study.files import read_json, write_json
 from rlopt.study.runs import now
 from rlopt.study.task import Costs, Task
-
-if sys.platform != "win32":
-    import fcntl
 
 
 @dataclass(frozen=True)
@@ -93,20 +88,3 @@ def check_comparable(folder_a: Path, a: StudyRecord, folder_b: Path, b: StudyRec
                     f"{folder_a} and {folder_b} must agree about {task.name} to be compared, but its {field} is "
                     f"{getattr(task, field)} in the first and {other} in the second"
                 )
-
-
-@contextlib.contextmanager
-def lock_study(folder: Path) -> Iterator[None]:
-    """Hold the study for this process; the system lets go of it however the process ends.
-
-    Raises:
-        ValueError: If another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a", encoding="utf-8") as file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"{folder} is in use by another command; wait for it, or choose another name") from None
-        yield

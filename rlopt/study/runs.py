@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from rlopt.study.files import read_json, write_json, write_text
 from rlopt.study.grid import Run, first_difference
-from rlopt.study.machine import process_lives
+from rlopt.study.locks import run_is_held
 
 Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = ("finished", "running", "interrupted", "failed", "waiting")
@@ -112,8 +112,10 @@ def read_live(folder: Path) -> tuple[int, float | None]:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a run, empty before it was started."""
-    path = folder / "manifest.json"
-    return read_json(path) if path.exists() else {}
+    try:
+        return read_json(folder / "manifest.json")
+    except FileNotFoundError:
+        return {}
 
 
 def update_manifest(folder: Path, **changes: Any) -> None:
@@ -122,12 +124,12 @@ def update_manifest(folder: Path, **changes: Any) -> None:
 
 
 def read_status(folder: Path) -> Status:
-    """Return the status of a run; one whose process has vanished without a word counts as interrupted."""
-    manifest = read_manifest(folder)
-    status: Status = manifest.get("status", "waiting")
-    if status == "running" and not process_lives(manifest["pid"], manifest["pid_started"]):
-        return "interrupted"
-    return status
+    """Return the status of a run: `running` while a process holds it; one whose process has vanished counts as interrupted."""
+    held = run_is_held(folder)  # before the manifest, so that a run that ends in between does not look interrupted
+    status: Status = read_manifest(folder).get("status", "waiting")
+    if held:
+        return "finished" if status == "finished" else "running"
+    return "interrupted" if status == "running" else status
 
 
 def check_config(run: Run) -> None:
@@ -155,18 +157,22 @@ def announce(run: Run) -> None:
         write_json(run.folder / "config.json", run.config, sync=False)
 
 
-def prepare(run: Run) -> None:
+def prepare(folder: Path) -> None:
     """Make the folder of a run ready to start.
 
     What an earlier attempt left is deleted, unless it left a `checkpoint/`: then the run is expected to go on from it.
+    `config.json` stays where it is all the time: other commands look at it.
     """
-    checkpoint = run.folder / "checkpoint"
-    if run.folder.exists() and not (checkpoint.is_dir() and any(checkpoint.iterdir())):
-        shutil.rmtree(run.folder)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    for leftover in ("error.txt", "live.json"):
-        (run.folder / leftover).unlink(missing_ok=True)
-    write_json(run.folder / "config.json", run.config)
+    checkpoint = folder / "checkpoint"
+    if checkpoint.is_dir() and any(checkpoint.iterdir()):
+        for leftover in ("error.txt", "live.json"):
+            (folder / leftover).unlink(missing_ok=True)
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "config.json":
+            path.unlink()
 
 
 def now() -> str:

@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rlopt.study.grid import first_difference, folder_name, plain
+from rlopt.study.locks import lock_study
 from rlopt.study.ranges import Range, filled, ranges_in
-from rlopt.study.record import lock_study
 from rlopt.study.results import final_score
 from rlopt.study.runner import run_study
 from rlopt.study.runs import read_evaluations, read_status

@@ -1,7 +1,8 @@
-"""The process of one run: `python -m rlopt.study.worker FOLDER FUNCTION COMMAND`.
+"""The process of one run: `python -m rlopt.study.worker FOLDER FUNCTION COMMAND ATTEMPTS`.
 
-It imports the function, calls it with the config in FOLDER, and leaves the outcome in the folder's manifest, whatever
-happens. COMMAND is the command of the study, for the record.
+It locks the run, imports the function, calls it with the config in FOLDER, and leaves the outcome in the folder's manifest,
+whatever happens. COMMAND is the command of the study, for the record. ATTEMPTS is how often the run was started before, as far as
+who starts it knows: if the run is locked, or was started since, nothing is done and the exit status is `TAKEN`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,21 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from rlopt.study.files import read_json, write_text
-from rlopt.study.machine import git_commit, machine, process_started, versions
-from rlopt.study.runs import now, read_evaluations, update_manifest
+from rlopt.study.locks import hold_run
+from rlopt.study.machine import git_commit, machine, versions
+from rlopt.study.runs import now, prepare, read_evaluations, read_manifest, update_manifest
 
 RunFunction = Callable[[dict[str, Any], int, Path], None]
 
+# Exit status if somebody else works, or has worked, on the run.
+TAKEN = 75
+
+# A batch system announces with the second one that the time is up; it reaches all processes of a job.
+_STOPPING = [signal.SIGTERM, *([signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else [])]
+
 
 class Stopped(BaseException):
-    """Raised in the main thread by SIGTERM; not an `Exception`, so that a run does not swallow it."""
+    """Raised in the main thread by SIGTERM and SIGUSR2; not an `Exception`, so that a run does not swallow it."""
 
 
 def load(function: str) -> RunFunction:
@@ -46,14 +54,14 @@ def load(function: str) -> RunFunction:
     return found  # type: ignore[no-any-return]
 
 
-def execute(folder: Path, function: str, command: str) -> int:
+def execute(folder: Path, function: str, command: str, attempt: int) -> int:
     """Run the function on the config in `folder`, keep the manifest, and return an exit status."""
     start, cpu = time.monotonic(), time.process_time()
     update_manifest(
         folder,
         status="running",
         pid=os.getpid(),
-        pid_started=process_started(os.getpid()),
+        attempts=attempt,
         command=command,
         function=function if not function.startswith("/") else os.path.relpath(function),
         start=now(),
@@ -78,7 +86,7 @@ def execute(folder: Path, function: str, command: str) -> int:
         write_text(folder / "error.txt", traceback.format_exc())
         summary = " ".join(f"{type(error).__name__}: {error}".split())
         outcome, code = {"status": "failed", "error": summary}, 1
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the outcome is known: write it
+    _ignore_stops()  # the outcome is known: write it
     rows = read_evaluations(folder)
     update_manifest(
         folder,
@@ -94,15 +102,34 @@ def execute(folder: Path, function: str, command: str) -> int:
 
 def main() -> int:
     """Entry point of the process."""
-    signal.signal(signal.SIGTERM, _stop)
+    for number in _STOPPING:
+        signal.signal(number, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's business
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-    folder, function, command = sys.argv[1:]
-    return execute(Path(folder), function, command)
+    folder, function, command, attempts = Path(sys.argv[1]), *sys.argv[2:]
+    try:
+        if not hold_run(folder):
+            return TAKEN
+        manifest = read_manifest(folder)
+        if manifest.get("status") == "finished" or manifest.get("attempts", 0) != int(attempts):
+            return TAKEN
+        prepare(folder)
+        with (folder / "output.txt").open("ab") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        return execute(folder, function, command, int(attempts) + 1)
+    except Stopped:  # before the run began
+        return 128 + signal.SIGTERM
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    _ignore_stops()  # once is enough, and the run must not be disturbed while it saves its state
     raise Stopped
+
+
+def _ignore_stops() -> None:
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _watch_parent(parent: int) -> None:

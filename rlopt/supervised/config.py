@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rlopt.optim.finite import NonFinite, check_non_finite
+
 Precision = Literal["float32", "bfloat16", "float16"]
 Parallel = Literal["none", "ddp", "fsdp"]
 
@@ -56,6 +58,10 @@ class TrainerConfig:
     """Whether the model is compiled; the first steps then take long."""
     check_finite_every: int = 1
     """Steps from one check of loss and gradient to the next, >= 1; on a GPU each check waits for the device."""
+    non_finite: NonFinite = "raise"
+    """What happens if the loss or the gradient is nan or infinite. raise: training ends. skip: the step is left out, weights and
+    optimizer stay as they were, and `skipped_updates` counts; needs check_finite_every 1. Weights that are not finite end training
+    in any case."""
     device: str = "cpu"
     """Where the model lives: cpu, cuda, ..."""
     progress: bool = True
@@ -84,6 +90,9 @@ class TrainerConfig:
                 raise ValueError(f"{name} must be >= 1, got {value}.")
         if self.clip_norm is not None and not self.clip_norm > 0.0:
             raise ValueError(f"clip_norm must be > 0 or None, got {self.clip_norm}.")
+        check_non_finite(self.non_finite)
+        if self.non_finite == "skip" and self.check_finite_every != 1:
+            raise ValueError(f"check_finite_every must be 1 with non_finite 'skip', got {self.check_finite_every}.")
         if self.precision not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"precision must be 'float32', 'bfloat16' or 'float16', got {self.precision!r}.")
         if self.precision == "float16" and not self.device.startswith("cuda"):

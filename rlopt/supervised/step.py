@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from rlopt.optim import CombinedOptimizer, needs_closure
+from rlopt.optim.finite import NonFiniteError, Undo, cause
 from rlopt.optim.kfac import KFAC
 from rlopt.optim.locoprop import LocoProp
 from rlopt.supervised.batches import Batch
@@ -30,6 +31,10 @@ def layer_recorder(optimizer: Optimizer) -> Optimizer | None:
         return optimizer
     parts = optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else ()
     return next((part for part in map(layer_recorder, parts) if part is not None), None)
+
+
+class LeftOut(Exception):  # a condition that the trainer handles
+    """Raised for a step that was left out because something was not finite; everything is as before."""
 
 
 class Stepper:
@@ -59,6 +64,7 @@ class Stepper:
         self._sharding, self._processes = sharding, processes
         self._named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         self._params = [param for _, param in self._named]
+        self._buffers = [*model.buffers()]
         self._closure_steps = needs_closure(optimizer)
         self._device_type = torch.device(config.device).type
         self.scaler = torch.amp.GradScaler(self._device_type, enabled=config.precision == "float16")
@@ -96,9 +102,22 @@ class Stepper:
             `update_ratio` (norm of the step / norm of the weights before it), on the device. Else nothing.
 
         Raises:
-            FloatingPointError: If the loss or the gradient is not finite. The weights are then those before the step; those of an
-                optimizer that evaluates the loss itself are where it evaluated it.
+            NonFiniteError: If the loss or the gradient is not finite. The weights are then those before the step; those of an
+                optimizer that evaluates the loss itself are where it evaluated it, unless steps are left out.
         """
+        undo = Undo(self._buffers, self.optimizer) if self._config.non_finite == "skip" else None
+        try:
+            return self._step(batch, step, measure=measure, weight=weight)
+        except NonFiniteError as error:
+            if undo is None:
+                raise
+            undo()
+            self.optimizer.zero_grad()
+            self.scaler.update()  # it has begun with the step
+            self.check_parameters(step)
+            raise LeftOut(str(error)) from None
+
+    def _step(self, batch: Batch, step: int, *, measure: bool, weight: float) -> dict[str, Tensor]:
         check = step % self._config.check_finite_every == 0
         before = [local(param.detach()).clone() for param in self._params] if measure else []
         if hasattr(self.optimizer, "track_local_losses"):
@@ -162,7 +181,7 @@ class Stepper:
         # A scaled gradient overflows now and then by design; the scaler leaves out such a step.
         finite = torch.isfinite(loss) if self.scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
         if check and not finite:
-            raise FloatingPointError(f"step {step}: {self._describe(loss)}")
+            raise NonFiniteError(f"step {step}: {self._describe(loss)}")
         if clip_norm is not None and self._sharding.has_shards:
             clip_(self._params, clip_norm, norm)
         elif clip_norm is not None:
@@ -173,25 +192,18 @@ class Stepper:
         return min(self._processes.gather(self._describe_own(loss)))[1]
 
     def _describe_own(self, loss: Tensor) -> tuple[int, str]:
-        for name, param in self._named:
-            if not torch.isfinite(local(param)).all():
-                return 0, f"the parameter {name!r} is not finite"
-        if not torch.isfinite(loss):
-            return 1, f"the loss is {loss.item()}"
-        for name, param in self._named:
-            if param.grad is not None and not torch.isfinite(local(param.grad)).all():
-                return 2, f"the gradient of {name!r} is not finite (the loss is {loss.item():.6g})"
-        return 3, f"the norm of the gradient overflows (the loss is {loss.item():.6g})"
+        named = ((name, local(param), None if param.grad is None else local(param.grad)) for name, param in self._named)
+        return cause(named, loss)
 
     def check_parameters(self, step: int) -> None:
         """Refuse weights that are not finite.
 
         Raises:
-            FloatingPointError: With the name of the first one.
+            NonFiniteError: With the name of the first one.
         """
         finite = all(torch.stack([torch.isfinite(local(param)).all() for param in self._params]).tolist())
         if not all(self._processes.gather(finite)):
-            raise FloatingPointError(f"step {step}: {self._describe(torch.zeros(()))}")
+            raise NonFiniteError(f"step {step}: {self._describe(torch.zeros(()))}")
 
     def _measure(self, before: Sequence[Tensor]) -> dict[str, Tensor]:
         now = [local(param.detach()) for param in self._params]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlopt.files.checkpoint import list_checkpoints
-from rlopt.optim import OptimizerLike, build_optimizer
+from rlopt.optim import NonFiniteError, OptimizerLike, build_optimizer
 from rlopt.supervised.batches import Batch, TrainingData
 from rlopt.supervised.checkpoint import newest_good, read_checkpoint, write_checkpoint
 from rlopt.supervised.config import TrainerConfig
@@ -24,7 +25,7 @@ from rlopt.supervised.logs import Logs, Row
 from rlopt.supervised.schedules import Constant, Schedule
 from rlopt.supervised.sharded_checkpoint import merge, save_shards, split
 from rlopt.supervised.sharding import Sharding
-from rlopt.supervised.step import Loss, Stepper, layer_recorder, learning_rates, local_losses
+from rlopt.supervised.step import LeftOut, Loss, Stepper, layer_recorder, learning_rates, local_losses
 from rlopt.supervised.stopping import BestSoFar
 
 Metric = Callable[[Any, Tensor], Tensor]
@@ -46,6 +47,7 @@ class Trainer:
     versions. That holds for layers that draw from torch's generators or keep theirs in their `state_dict`.
 
     A loss or gradient that is not finite ends training before the weights are touched; the last checkpoint is the last good one.
+    With `non_finite="skip"` in the config the step is left out instead.
 
     With `parallel` in the config, processes that torchrun started (see `process_group`) train together: each draws the same batches
     and learns from its own rows of them, so that the run is, up to rounding and dropout, that of one process; without torchrun it
@@ -68,7 +70,8 @@ class Trainer:
         history: One row per `log_every` steps: `step` (finished steps), `loss` of the batch before the step, `grad_norm` before
             clipping, `weight_norm`, `update_ratio` (norm of the step over that of the weights), `lr` and `effective_lr` (lr
             over squared weight norm) of each group, and `local_loss/<layer>`, `local_loss_after/<layer>` of optimizers that
-            have such (LocoProp).
+            have such (LocoProp). With `non_finite="skip"` also `skipped_updates` so far; a step that was left out has no row.
+        num_skipped_updates: Steps that were left out.
         evaluations: One row per evaluation: `step`, `loss` and the metrics.
 
     Raises:
@@ -134,7 +137,7 @@ class Trainer:
         self._stepper = Stepper(self.model, forward, loss, self.optimizer, self.config, self._sharding, self._processes)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self.step = 0
+        self.step = self.num_skipped_updates = 0
         self.history: list[Row] = []
         self.evaluations: list[Row] = []
         self._draws = DrawState(self.device, self._processes.seed(self.config.seed))
@@ -156,7 +159,7 @@ class Trainer:
 
         Raises:
             ValueError: If the folder holds checkpoints of another run.
-            FloatingPointError: If the loss, a gradient or a weight is not finite, with the step.
+            NonFiniteError: If the loss, a gradient or a weight is not finite, with the step.
         """
         if num_steps is not None and num_steps < 0:
             raise ValueError(f"num_steps must be >= 0 or None, got {num_steps}.")
@@ -181,16 +184,21 @@ class Trainer:
         own, weight = self._processes.share(batch, config.micro_batches, equal=self._sharding.needs_equal_shares)
         is_logged = (self.step + 1) % config.log_every == 0
         self.model.train()
+        measured: dict[str, Tensor] = {}
         try:
             measured = self._stepper.step(self._to_device(own), self.step, measure=is_logged, weight=weight)
-        except FloatingPointError as error:
+        except LeftOut as reason:
+            self._note_skipped(reason)
+        except NonFiniteError as error:
             raise self._explain(error) from None
         self.step += 1
         logs.advance(len(batch[0]))
-        if is_logged:
+        if measured:
             numbers = dict(zip(measured, torch.stack([*measured.values()]).tolist(), strict=True))
             rates = learning_rates(self.optimizer, self._sharding)
             row = {"step": self.step, **numbers, **rates, **local_losses(self.optimizer)}
+            if config.non_finite == "skip":
+                row["skipped_updates"] = self.num_skipped_updates
             self.history.append(row)
             logs.train_row(row)
         is_last = self.step == config.num_steps
@@ -245,14 +253,14 @@ class Trainer:
 
         Raises:
             ValueError: If the trainer has no folder, or the folder holds checkpoints of another run.
-            FloatingPointError: If a weight is not finite; the checkpoints before stay.
+            NonFiniteError: If a weight is not finite; the checkpoints before stay.
         """
         if self.folder is None:
             raise ValueError("folder must be given to save checkpoints, got None.")
         self._claim_folder()
         try:
             self._stepper.check_parameters(self.step)
-        except FloatingPointError as error:
+        except NonFiniteError as error:
             raise self._explain(error) from None
         self._sharding.copy_buffers()
         tensors: dict[str, Any] = {
@@ -265,6 +273,7 @@ class Trainer:
         }
         record = {
             "step": self.step,
+            "num_skipped_updates": self.num_skipped_updates,
             "fixed": self._fixed(),
             "config": dataclasses.asdict(self.config),
             "history": self.history,
@@ -315,6 +324,7 @@ class Trainer:
         if self._best is not None and tensors["best"]:
             self._best.load_state_dict(tensors["best"])
         self.step, self.history, self.evaluations = record["step"], record["history"], record["evaluations"]
+        self.num_skipped_updates = record.get("num_skipped_updates", 0)
         return True
 
     def _fixed(self) -> dict[str, Any]:
@@ -335,10 +345,15 @@ class Trainer:
                 )
             self._owns_folder = True
 
-    def _explain(self, error: FloatingPointError) -> FloatingPointError:
+    def _note_skipped(self, reason: LeftOut) -> None:
+        self.num_skipped_updates += 1
+        if self.num_skipped_updates == 1:
+            warnings.warn(f"{reason}; the update is left out, as all such: skipped_updates counts.", stacklevel=4)
+
+    def _explain(self, error: NonFiniteError) -> NonFiniteError:
         saved = [] if self.folder is None else list_checkpoints(self._checkpoints)
         last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint"
-        return FloatingPointError(f"{error}; {last}; try a lower learning rate, a warm-up, or clip_norm.")
+        return NonFiniteError(f"{error}; {last}; try a lower learning rate, a warm-up, or clip_norm.")
 
     def _to_device(self, batch: Batch) -> Batch:
         inputs, targets = batch

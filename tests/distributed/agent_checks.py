@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rlopt.agents import PPO, Checkpoints
 from rlopt.agents.distributed import DistributedPPO
-from rlopt.optim import Adam, Sgd
+from rlopt.optim import Adam, NonFiniteError, Sgd
 
 NUM_ENVS, NUM_STEPS = 2, 6
 Numbers = dict[str, float]
@@ -158,6 +159,55 @@ def callback_of_one_process() -> Numbers:
     return {}
 
 
+class Breaking(gym.Wrapper[Any, Any, Any, Any]):
+    """Gives nan as the reward of its fourth step, or as its first observation, on the second process."""
+
+    count = 0
+
+    def __init__(self, what: str) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.what = what
+
+    def reset(self, **kwargs: Any) -> Any:
+        observation, info = self.env.reset(**kwargs)
+        return observation * (np.nan if dist.get_rank() == 1 and self.what == "observation" else 1.0), info
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        observation, reward, *rest = self.env.step(action)
+        return observation, np.nan if self.count == 4 and dist.get_rank() == 1 and self.what == "reward" else reward, *rest
+
+
+def not_finite_in_one_environment(what: str, step: int) -> Numbers:
+    agent = make(DistributedPPO, env=DummyVecEnv([lambda: Breaking(what)] * NUM_ENVS))
+    with pytest.raises(
+        NonFiniteError, match=f"^process 1: step {step}: the {what} of environment 0 is nan; there is no checkpoint;"
+    ):
+        agent.learn(10_000)
+    return {}
+
+
+def not_finite_loss_of_one_process(non_finite: str) -> Numbers:
+    """The loss of the second process is infinite in the third gradient step; its gradient is as always."""
+    agent = make(DistributedPPO, non_finite=non_finite)
+    evaluate, calls = agent._evaluate, iter(range(10**6))
+
+    def broken(*args: Any) -> Any:
+        loss, *rest = evaluate(*args)
+        return (loss + (float("inf") if next(calls) == 2 and dist.get_rank() == 1 else 0.0), *rest)
+
+    agent._evaluate = broken
+    if non_finite == "skip":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            agent.learn(1)  # checks at the end that weights are the same everywhere
+        assert agent.num_skipped_updates == 1
+    else:
+        with pytest.raises(NonFiniteError, match=r"^step 12, gradient step 3: process 1: the loss is inf; there"):
+            agent.learn(1)
+    return {}
+
+
 def refused(message: str, **options: Any) -> Numbers:
     with pytest.raises(ValueError, match=re.escape(message)):
         make(DistributedPPO, **options)
@@ -176,6 +226,10 @@ def checks(folder: Path) -> Iterator[tuple[str, Callable[[], Numbers]]]:
     yield "agents/learning", lambda: learning(folder)
     yield "agents/going_on", lambda: going_on(folder)
     yield "agents/callback", callback_of_one_process
+    yield "agents/not_finite_reward", lambda: not_finite_in_one_environment("reward", 8)
+    yield "agents/not_finite_observation", lambda: not_finite_in_one_environment("observation", 0)
+    yield "agents/not_finite_loss", lambda: not_finite_loss_of_one_process("raise")
+    yield "agents/not_finite_loss_skipped", lambda: not_finite_loss_of_one_process("skip")
     yield "agents/refused_lbfgs", lambda: refused("got LBFGS", optimizer="lbfgs", max_grad_norm=float("inf"))
     yield "agents/refused_kfac", lambda: refused("must take one step along a gradient", optimizer="kfac")
     yield "agents/refused_steps", lambda: refused("n_steps must be the same on all processes", n_steps=8 + dist.get_rank())

@@ -10,6 +10,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
+# What every command that runs a study says about where the runs are. Changing it changes the interface that users type.
+MACHINES = [
+    *("--launcher", "--ray.address", "--ray.cpus", "--ray.gpus", "--ray.memory", "--retries", "--shard"),
+    *("--slurm.account", "--slurm.cluster", "--slurm.cpus", "--slurm.gpus", "--slurm.memory", "--slurm.partition"),
+    *("--slurm.qos", "--slurm.time"),
+]
+
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     """Start `python experiments/<script>` in a fresh process from the root of the repository."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from _comparing_optimizers import state_bytes
-from commands import refusal, run
+from commands import MACHINES, refusal, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -33,6 +33,7 @@ NARROW = ["--widths", "16", "4"]
 
 # Changing this list changes the interface that users type: do it deliberately, and tell it in the changelog.
 OPTIONS = [
+    *MACHINES,
     *("--activation", "--batch-size", "--device", "--epochs", "--eval-every", "--help", "--jobs", "--learning-rates"),
     *(
         "--locoprop-schedule",

@@ -7,7 +7,7 @@ import _q_training as training
 import linear_q_learning as experiment
 import numpy as np
 import pytest
-from commands import refusal, run
+from commands import MACHINES, refusal, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlopt_envs.baird_star import BairdStarEnv
@@ -16,6 +16,7 @@ TINY = ["--num-samples", "600", "--num-checkpoints", "4", "--buffer-size", "10",
 
 # Changing this list changes the interface that users type: do it deliberately, and tell it in the changelog.
 OPTIONS = [
+    *MACHINES,
     "--buffer-size",
     "--discount",
     "--env-id",
@@ -45,7 +46,7 @@ def test_options_and_their_help_texts(capsys):
     examples = {"--preset", "--seeds", "--env-id", "--discount", "--methods", "--gap"}
     assert sorted({word for word in words if word.startswith("--") and word.strip("-")} | examples) == sorted(OPTIONS)
     for index, line in enumerate(lines):
-        if line.startswith("--"):
+        if line.startswith("--") and line.strip("-"):  # not a rule
             # The help text stands on the same line, behind two blanks, or on the next one.
             following = lines[index + 1]
             assert "  " in line or (following and not following.startswith("--")), line

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import replay
 from _hyperparameters import ACCEPTED, PAPER, QUICKSTART, TUNED, AgentOptions
-from commands import refusal, start
+from commands import MACHINES, refusal, start
 
 from rlopt.replay import REPLAYS
 
@@ -18,7 +18,7 @@ TINY = [
 ]
 
 # Changing this list changes the interface that users type: do it deliberately, and tell it in the changelog.
-OPTIONS = (Path(__file__).parent / "replay_options.txt").read_text(encoding="utf-8").split()
+OPTIONS = [*MACHINES, *(Path(__file__).parent / "replay_options.txt").read_text(encoding="utf-8").split()]
 
 
 STARTED = []

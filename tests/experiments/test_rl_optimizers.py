@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import rl_optimizers as experiment
 import torch
-from commands import refusal, run
+from commands import MACHINES, refusal, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlopt.optim import SAM, LocoProp, build_optimizer
@@ -22,6 +22,7 @@ from rlopt.study.runs import read_evaluations
 
 # Changing this list changes the interface that users type: do it deliberately, and tell it in the changelog.
 OPTIONS = [
+    *MACHINES,
     *("--action-noise", "--agents", "--apply-to", "--batch-size", "--buffer-size", "--device", "--double-q", "--env-id"),
     *("--eval-episodes", "--exploration-final-eps", "--exploration-fraction", "--gamma", "--gradient-steps", "--help", "--jobs"),
     *("--learning-rates", "--learning-starts", "--n-steps", "--name", "--net-arch", "--num-evaluations", "--optimizers"),

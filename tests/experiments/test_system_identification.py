@@ -10,13 +10,14 @@ import _identification as identification
 import numpy as np
 import pytest
 import system_identification as experiment
-from commands import refusal, run
+from commands import MACHINES, refusal, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TINY = ["--num-samples", "3000", "--num-checkpoints", "4", "--seeds", "1", "--jobs", "2"]
 
 # Changing this list changes the interface that users type: do it deliberately, and tell it in the changelog.
 OPTIONS = [
+    *MACHINES,
     *("--buffer-size", "--epsilon", "--estimators", "--gap", "--glmtron-step-size", "--help", "--jobs", "--metric", "--name"),
     *("--noise-std", "--num-chains", "--num-checkpoints", "--num-iterations", "--num-samples", "--num-states", "--output"),
     *("--preset", "--quasi-newton-step-size", "--seeds", "--slope", "--spacing", "--spectral-radius", "--step-size"),

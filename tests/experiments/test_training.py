@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 
+import _training
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from _training import make_agent, play, train
 
+from rlopt.agents import Checkpoints
 from rlopt.files.checkpoint import list_checkpoints
 from rlopt.replay import IntrospectiveReplay, PrioritizedReplay
-from rlopt.study.runs import read_evaluations
+from rlopt.study.files import write_json
+from rlopt.study.runs import read_evaluations, read_manifest
+from rlopt.study.worker import execute
 
 CONFIG = {
     "env_id": "CartPole-v1",
@@ -203,3 +207,34 @@ def test_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     ]
     assert logged(killed) == logged(tmp_path / "whole")
     assert not (killed / "checkpoint").exists()
+
+
+class Broken(gym.Wrapper):
+    """CartPole that loses its reward in step 330."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.count = 0
+
+    def step(self, action):
+        self.count += 1
+        observation, reward, *rest = self.env.step(action)
+        return observation, np.nan if self.count == 330 else reward, *rest
+
+
+@pytest.mark.filterwarnings("ignore:After a stop")
+def test_run_that_meets_nan_fails_with_one_line_and_keeps_its_checkpoint(tmp_path):
+    gym.register("Broken-v0", Broken)
+    write_json(tmp_path / "config.json", {**CONFIG, "env_id": "Broken-v0", "seed": 3})
+    try:
+        assert execute(tmp_path, f"{_training.__file__}:train", "a command") == 1
+    finally:
+        del gym.registry["Broken-v0"]
+    manifest = read_manifest(tmp_path)
+    last = Checkpoints(tmp_path / "checkpoint").paths()[-1]
+    assert manifest["status"] == "failed"
+    assert manifest["error"] == (
+        f"NonFiniteError: step 330: the reward of environment 0 is nan; the last good checkpoint is {last}; see what the "
+        "environment computes."
+    )
+    assert 300 <= Checkpoints(tmp_path / "checkpoint").num_timesteps < 330

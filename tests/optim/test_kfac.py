@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlopt.optim import KFAC, Kfac
+from rlopt.optim import KFAC, Kfac, NonFiniteError
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:
@@ -182,7 +182,7 @@ def test_inputs_that_are_not_finite_are_named(value: float) -> None:
     layer = nn.Linear(3, 2)
     optimizer = KFAC(layer)
     layer(torch.full((4, 3), value)).sum().backward()
-    with pytest.raises(RuntimeError, match="inputs and gradients must be finite"):
+    with pytest.raises(NonFiniteError, match="inputs and gradients must be finite"):
         optimizer.step()
 
 

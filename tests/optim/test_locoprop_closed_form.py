@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlopt.optim import NonFiniteError
 from rlopt.optim.locoprop import LocoProp
 
 DOUBLE = torch.float64
@@ -186,7 +187,7 @@ def test_inputs_that_are_not_finite_are_reported_before_anything_moves() -> None
     optimizer = LocoProp(net, variant="squared", solver="closed_form", prox_eta=1.0)
     before = [param.detach().clone() for param in net.parameters()]
     (net["good"](torch.ones(8, 4)).sum() + net["bad"](torch.full((8, 4), torch.inf)).sum()).backward()
-    with pytest.raises(RuntimeError, match="inputs and gradients of bad must be finite"):
+    with pytest.raises(NonFiniteError, match="inputs and gradients of bad must be finite"):
         optimizer.step()
     for param, start in zip(net.parameters(), before, strict=True):
         assert torch.equal(param, start)

@@ -3,63 +3,20 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-from synthetic import PLACE
+from commands_of_studies import kill_all, run, start, wait_for
 
 from rlopt.study import Task, run_study
 from rlopt.study.runs import read_evaluations, read_manifest, read_status, update_manifest
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(folder, function="score_is_level", **changes):
-    options = {
-        "tasks": [Task("toy/A-v0", total_steps=10)],
-        "variants": {"base": {"level": 1.0}, "other": {"level": 5.0}},
-        "seeds": 2,
-        "folder": folder,
-        "jobs": 2,
-        **changes,
-    }
-    return run_study(PLACE + function, **options)
-
-
-STARTED = []
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_behind():
     yield
-    for process in STARTED:
-        process.kill()  # its workers notice and stop
-
-
-def start(folder, function, seeds=3):
-    """Start a study of one variant in a process of its own."""
-    code = (
-        "import sys; from rlopt.study import Task, run_study; "
-        f"sys.exit(run_study({PLACE + function!r}, tasks=[Task('t', total_steps=10)], "
-        f"variants={{'v': {{'level': 1.0}}}}, seeds={seeds}, folder={str(folder)!r}))"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    STARTED.append(process)
-    return process
-
-
-def wait_for(condition, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+    kill_all()
 
 
 def test_folder_layout_and_contents(tmp_path):
@@ -85,7 +42,8 @@ def test_folder_layout_and_contents(tmp_path):
 
 def test_files_never_lie_around_half_written(tmp_path):
     run(tmp_path / "s")
-    assert not [path for path in (tmp_path / "s").rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+    hidden = [path for path in (tmp_path / "s").rglob("*") if path.name.startswith(".")]
+    assert sorted(path.name for path in hidden) == [".lock", ".locks"]
 
 
 def test_finished_runs_are_not_repeated_and_more_can_be_added(tmp_path, capsys):
@@ -124,10 +82,41 @@ def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(tmp_path, cap
     assert read_manifest(failed)["error"] is None
 
 
-def test_a_killed_worker_counts_as_failed(tmp_path, capsys):
-    assert run(tmp_path / "s", "killed_on_seed_one") == 1
-    assert "seed 1 failed: killed by SIGKILL; the usual cause is that memory ran out" in capsys.readouterr().out
-    assert read_status(tmp_path / "s" / "toy-A-v0" / "base" / "seed_1") == "failed"
+def test_a_run_whose_process_is_killed_each_time_fails_in_the_end(tmp_path, capsys):
+    assert run(tmp_path / "s", "killed_on_seed_one", variants={"base": {"level": 1.0}}, retries=2) == 1
+    output = " ".join(capsys.readouterr().out.split())
+    assert "seed 1: killed by SIGKILL; it is started again (1 of 2 times)" in output
+    assert "seed 1: killed by SIGKILL; it is started again (2 of 2 times)" in output
+    assert "seed 1 failed: killed by SIGKILL, 3 times; the usual cause is that memory ran out" in output
+    failed = tmp_path / "s" / "toy-A-v0" / "base" / "seed_1"
+    assert (read_status(failed), read_manifest(failed)["attempts"]) == ("failed", 3)
+    assert run(tmp_path / "s", variants={"base": {"level": 1.0}}) == 0  # the next command tries again
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, capsys):
+    assert run(tmp_path / "s", "killed_after_its_checkpoint", variants={"v": {}}, seeds=1) == 0
+    folder = tmp_path / "s" / "toy-A-v0" / "v" / "seed_0"
+    assert [row.score for row in read_evaluations(folder)] == [1.0] * 5 + [2.0] * 5
+    assert read_manifest(folder)["attempts"] == 2
+
+
+def test_a_run_that_is_stopped_from_outside_is_started_again(tmp_path, capsys):
+    assert run(tmp_path / "s", "stopped_once", variants={"v": {"level": 1.0}}, seeds=1) == 0
+    assert "seed 0: stopped from outside; it is started again (1 of 3 times)" in capsys.readouterr().out
+    assert run(tmp_path / "other", "stopped_once", variants={"v": {"level": 1.0}}, seeds=1, retries=0) == 1
+    assert "seed 0: stopped from outside" in capsys.readouterr().out
+    assert read_status(tmp_path / "other" / "toy-A-v0" / "v" / "seed_0") == "interrupted"
+
+
+def test_a_process_that_cannot_begin_says_why(tmp_path, capsys, monkeypatch):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "rlopt.py").write_text("raise RuntimeError('wrong place')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rlopt.study.launchers.local.worker_environment", lambda: {"PYTHONPATH": str(broken)})
+    assert run(tmp_path / "s", variants={"v": {"level": 1.0}}, seeds=1) == 1
+    assert "the process ended with exit status 1 before it could say why" in capsys.readouterr().out
+    assert "RuntimeError: wrong place" in (tmp_path / "s" / "toy-A-v0" / "v" / "seed_0" / "output.txt").read_text()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -165,19 +154,8 @@ def test_a_killed_runner_leaves_no_run_running_for_ever(tmp_path):
 
 
 def test_a_vanished_process_counts_as_interrupted(tmp_path):
-    update_manifest(tmp_path, status="running", pid=os.getpid(), pid_started=1000.0)  # the pid belongs to another by now
+    update_manifest(tmp_path, status="running", pid=os.getpid())  # and nobody holds the run
     assert read_status(tmp_path) == "interrupted"
-
-
-def test_two_runners_do_not_share_a_study(tmp_path):
-    process = start(tmp_path / "s", "slow_after_first")
-    try:
-        wait_for(lambda: (tmp_path / "s" / "t" / "v" / "seed_1" / "live.json").exists())
-        with pytest.raises(ValueError, match="is in use by another command"):
-            run(tmp_path / "s")
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 def test_a_run_with_a_checkpoint_goes_on_from_it(tmp_path):
@@ -213,6 +191,7 @@ def test_variants_progress_evenly(tmp_path):
     ("changes", "message"),
     [
         ({"jobs": 0}, "jobs must be >= 1, got 0"),
+        ({"retries": -1}, "retries must be >= 0, got -1"),
         ({"seeds": 0}, "seeds must be >= 1, got 0"),
         ({"seeds": [1, 1]}, "seeds must differ from each other, got 1 more than once"),
         ({"seeds": [-1]}, "seeds must be >= 0, got -1"),

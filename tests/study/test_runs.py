@@ -9,7 +9,7 @@ from rlopt.study import Recorder
 from rlopt.study.files import read_json, write_json, write_text
 from rlopt.study.grid import Run, first_difference
 from rlopt.study.machine import command_line
-from rlopt.study.runs import check_config, prepare, read_evaluations, read_live, read_status, summarise
+from rlopt.study.runs import announce, check_config, prepare, read_evaluations, read_live, read_status, summarise
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -83,11 +83,25 @@ def test_first_difference_goes_into_nested_options():
 
 def test_another_configuration_is_refused(tmp_path):
     run = Run(tmp_path / "r", {"task": "t", "variant": "v", "seed": 0, "lr": 0.1}, 10)
-    prepare(run)
+    announce(run)
     check_config(run)
     other = Run(tmp_path / "r", {**run.config, "lr": 0.2}, 10)
     with pytest.raises(ValueError, match=r"r holds a run with lr = 0.1, but lr = 0.2 is asked for; choose another"):
         check_config(other)
+
+
+def test_a_new_attempt_empties_the_folder_unless_there_is_a_checkpoint(tmp_path):
+    names = ("config.json", "manifest.json", "error.txt", "live.json", "progress.csv")
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "step").touch()
+    prepare(tmp_path)
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {"config.json", "manifest.json", "progress.csv", "checkpoint"}
+    (tmp_path / "checkpoint" / "step").unlink()
+    prepare(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_status_of_a_folder_without_manifest_is_waiting(tmp_path):

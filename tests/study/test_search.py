@@ -53,7 +53,7 @@ class FakeStudy:
             if read_status(run.folder) == "finished":
                 continue
             self.moment()
-            prepare(run)
+            prepare(run.folder)
             self.runs += 1
             try:
                 getattr(parabolas, function.removeprefix(PLACE))(run.config, run.config["seed"], run.folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from small import arrays, make, mse, network, sgd
 from torch import Tensor
 
 from rlopt.files.checkpoint import list_checkpoints
-from rlopt.optim import SAM, needs_closure
+from rlopt.optim import SAM, NonFiniteError, needs_closure
 from rlopt.supervised import ArrayData, Trainer, TrainerConfig
 from rlopt.supervised.checkpoint import read_checkpoint
 
@@ -100,3 +102,67 @@ def test_fixed_parameters_stay_out_of_norms() -> None:
     assert torch.equal(model[0].weight, fixed)
     expected = torch.cat([param.detach().flatten() for param in model.parameters() if param.requires_grad]).norm()
     assert trainer.history[0]["weight_norm"] == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sam", "lbfgs", "kfac"])
+def test_skip_leaves_everything_as_it_was(optimizer: str, tmp_path: Path) -> None:
+    def make_trainer(loss: Any) -> Trainer:
+        torch.manual_seed(0)
+        net = network()
+        built = {
+            "sgd": sgd(),
+            "sam": lambda params: SAM(torch.optim.Adam(params, lr=0.01)),
+            "lbfgs": lambda params: torch.optim.LBFGS(params, max_iter=3),
+            "kfac": "kfac",
+        }
+        data = ArrayData(*arrays(), batch_size=16, seed=3)
+        config = TrainerConfig(num_steps=20, log_every=1, non_finite="skip")
+        return Trainer(net, loss, built[optimizer], data, config, folder=tmp_path)
+
+    evaluations = iter(range(10**6))
+    broken: list[int] = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        first = 0 if optimizer in ("sgd", "kfac") else 1  # the others evaluate it several times
+        is_broken = trainer.step == 4 and trainer.model.training and next(evaluations) >= first
+        broken.append(is_broken)
+        return mse(outputs, targets) * (float("nan") if is_broken else 1.0)
+
+    trainer = make_trainer(loss)
+    trainer.train(4)
+    before = copy.deepcopy((trainer.model.state_dict(), trainer.optimizer.state_dict()))
+    with pytest.warns(
+        UserWarning, match=r"^step 4: the loss is nan; the update is left out, as all such: skipped_updates counts\.$"
+    ):
+        trainer.train(1)
+    assert any(broken)
+    assert repr(before) == repr((trainer.model.state_dict(), trainer.optimizer.state_dict()))
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[0][name])
+    assert (trainer.step, trainer.num_skipped_updates) == (5, 1)
+    trainer.train(1)
+    assert [(row["step"], row["skipped_updates"]) for row in trainer.history] == [(1, 0), (2, 0), (3, 0), (4, 0), (6, 1)]
+    again = make_trainer(mse)
+    assert again.resume()
+    assert again.num_skipped_updates == 1
+
+
+def test_skip_does_not_go_on_with_weights_that_are_not_finite() -> None:
+    trainer = trainer_with(mse, non_finite="skip")
+    trainer.train(2)
+    with torch.no_grad():
+        trainer.model[0].weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"^step 2: the parameter '0.weight' is not finite; there is no checkpoint; try"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"non_finite": "no"}, "non_finite must be 'raise' or 'skip', got 'no'."),
+        ({"non_finite": "skip", "check_finite_every": 2}, "check_finite_every must be 1 with non_finite 'skip', got 2."),
+    ],
+)
+def test_choice_is_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainerConfig(**options)
