@@ -10,6 +10,7 @@ from stable_baselines3 import DQN as SB3DQN
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
+from rlopt.agents.fast.learning import FastDQN
 from rlopt.agents.finite import checked
 from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import grad_norm_bound, take_step
@@ -25,6 +26,8 @@ class DQN(OffPolicyLearner, SB3DQN):
     Args:
         *args: As in Stable-Baselines3's DQN.
         double_q: Whether the online network chooses the next action.
+        fast: Whether the learning step is the fast one, for perceptrons with torch's Adam: the same numbers up to rounding in a
+            fraction of the time. See `rlopt.agents.fast`.
         **kwargs: As in Stable-Baselines3's DQN; `n_steps` works with every replay of rlopt. `optimizer`: a spec or name of
             `rlopt.optim`, or a function of parameters, for the online network (default: Stable-Baselines3's Adam).
             `aux_loss_coefs`: factors of the losses that a features extractor has of its own. See `rlopt.agents.learner.Learner`.
@@ -44,9 +47,13 @@ class DQN(OffPolicyLearner, SB3DQN):
         256
     """
 
-    def __init__(self, *args: Any, double_q: bool = False, **kwargs: Any) -> None:
-        self.double_q = double_q
+    def __init__(self, *args: Any, double_q: bool = False, fast: bool = False, **kwargs: Any) -> None:
+        self.double_q, self.fast = double_q, fast
         super().__init__(*args, **kwargs)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._fast = FastDQN(self) if self.fast else None
 
     def _build_optimizers(self) -> None:
         assert self.optimizer is not None
@@ -63,6 +70,12 @@ class DQN(OffPolicyLearner, SB3DQN):
         for _ in range(gradient_steps):
             self._finite.begin_step()
             batch = self._sample(batch_size)
+            if self._fast is not None:
+                learned = self._fast.learn(batch)
+                if learned is not None:
+                    self._report(batch, learned[1])
+                    values.append(learned[0])
+                continue
             target = dqn_target(self, batch)
             evaluate = partial(self._evaluate, batch, target)
             evaluation = take_step(self.policy.optimizer, evaluate, self.max_grad_norm, check=self._finite)
@@ -85,7 +98,10 @@ class DQN(OffPolicyLearner, SB3DQN):
         self._n_calls += 1
         # One call steps n_envs transitions.
         if self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0:
-            losses.soft_update(self.q_net.parameters(), self.q_net_target.parameters(), self.tau)
+            if self._fast is not None:
+                self._fast.update_target(self.tau)
+            else:
+                losses.soft_update(self.q_net.parameters(), self.q_net_target.parameters(), self.tau)
             losses.soft_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
         self.exploration_rate = self.exploration_schedule(self._current_progress_remaining)
         self.logger.record("rollout/exploration_rate", self.exploration_rate)

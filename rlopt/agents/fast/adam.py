@@ -24,23 +24,36 @@ class FlatAdam(th.optim.Adam):
     The step is that of torch's Adam with `fused=True`, the state has its form, so files of one are read by the other.
 
     Args:
-        parameters: In the order of the tensor.
+        parameters: In the order of the optimizer that this one replaces.
+        in_order: The same in the order of the tensor.
         flat: The tensor, (1, n).
         grads: Their gradients, like `flat`.
         **options: Of torch's Adam, but for `amsgrad`, `foreach`, `fused`, `capturable`, `differentiable`.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], flat: th.Tensor, grads: th.Tensor, **options: Any) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        in_order: Sequence[nn.Parameter],
+        flat: th.Tensor,
+        grads: th.Tensor,
+        **options: Any,
+    ) -> None:
         super().__init__(parameters, **options)
+        self._in_order = list(in_order)
         self._flat, self._grads = flat, grads
         self._exp_avg, self._exp_avg_sq = th.zeros_like(flat), th.zeros_like(flat)
         self._step = th.zeros((), device=flat.device)
+        for parameter, grad in zip(self._in_order, _views(grads.view(-1), self._in_order), strict=True):
+            parameter.grad = grad
         self._make_state()
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Gradients are overwritten, not summed."""
+
     def _make_state(self) -> None:
-        parameters = self.param_groups[0]["params"]
-        averages, squares = (_views(part.view(-1), parameters) for part in (self._exp_avg, self._exp_avg_sq))
-        for parameter, average, square in zip(parameters, averages, squares, strict=True):
+        averages, squares = (_views(part.view(-1), self._in_order) for part in (self._exp_avg, self._exp_avg_sq))
+        for parameter, average, square in zip(self._in_order, averages, squares, strict=True):
             self.state[parameter] = {"step": self._step, "exp_avg": average, "exp_avg_sq": square}
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -48,7 +61,7 @@ class FlatAdam(th.optim.Adam):
         group = self.param_groups[0]
         self._step += 1
         beta1, beta2 = group["betas"]
-        th._fused_adam_(  # type: ignore[attr-defined]
+        th._fused_adam_(
             [self._flat], [self._grads], [self._exp_avg], [self._exp_avg_sq], [], [self._step],
             lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
             amsgrad=False, maximize=group["maximize"],
@@ -57,7 +70,7 @@ class FlatAdam(th.optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state of this or of torch's Adam."""
         super().load_state_dict(state_dict)
-        loaded = [self.state[parameter] for parameter in self.param_groups[0]["params"]]
+        loaded = [self.state[parameter] for parameter in self._in_order]
         if loaded and all(loaded):
             for flat, name in ((self._exp_avg, "exp_avg"), (self._exp_avg_sq, "exp_avg_sq")):
                 flat.copy_(th.cat([state[name].reshape(-1) for state in loaded]).view_as(flat))
@@ -69,5 +82,5 @@ class FlatAdam(th.optim.Adam):
 
 
 def _views(flat: th.Tensor, parameters: Sequence[th.Tensor]) -> list[th.Tensor]:
-    parts = flat.split([parameter.numel() for parameter in parameters])
+    parts = th.split(flat, [parameter.numel() for parameter in parameters])
     return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]

@@ -33,8 +33,8 @@ class DQNGradient:
         self._errors: dict[int, th.Tensor] = {}
 
     @th.no_grad()
-    def __call__(self, batch: Any) -> th.Tensor:
-        """Write the gradients of a batch, and return the TD errors y - Q(s, a), (S, B, 1).
+    def __call__(self, batch: Any) -> tuple[th.Tensor, th.Tensor]:
+        """Write the gradients of a batch, and return the losses (S,) and the TD errors y - Q(s, a), (S, B, 1).
 
         Args:
             batch: Fields of `ReplayBatch` with a leading dimension S.
@@ -50,14 +50,18 @@ class DQNGradient:
         q = self.online.forward(batch.observations)
         errors = target.sub_(q.gather(2, batch.actions))
         rows = q.shape[1]
-        slope = errors.clamp(-1.0, 1.0).mul_(batch.weights).mul_(-1.0 / rows)
+        clipped = errors.clamp(-1.0, 1.0)
+        slope = clipped * batch.weights
+        # huber(e) = c (e - c / 2) with c = clip(e, -1, 1)
+        loss = (errors - 0.5 * clipped).mul_(slope).mean((1, 2))
+        slope.mul_(-1.0 / rows)
         grad = self._errors.get(rows)
         if grad is None:
             grad = self._errors[rows] = th.zeros_like(q)
         grad.zero_().scatter_(2, batch.actions, slope)
         self.online.backward(grad, self.grads)
         clip_norms(self.grads, self.max_grad_norm)
-        return errors
+        return loss, errors
 
 
 def clip_norms(grads: th.Tensor, bound: float) -> None:

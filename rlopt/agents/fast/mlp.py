@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch as th
 from torch import nn
@@ -15,9 +15,9 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.Tanh: "ta
 class StackedMLP:
     """S perceptrons of one shape, computed together by batched products, without autograd.
 
-    Layer l of network s: h_l = f(h_{l-1} W_ls^T + b_ls), the last one without f. Their parameters are the rows of one matrix, so that
-    an optimizer or an average touches one tensor. Results are written into memory that is used again: what `forward` returns is valid
-    until the next call with the same `slot` and number of rows.
+    Layer l of network s: h_l = f(h_{l-1} W_ls^T + b_ls), the last one without f. Their parameters are the rows of one matrix, so
+    that an optimizer or an average touches one tensor. Results are written into memory that is used again: what `forward` returns
+    is valid until the next call with the same `slot` and number of rows.
 
     Args:
         widths: Of the input, the hidden layers and the output.
@@ -60,9 +60,9 @@ class StackedMLP:
         """Weights (S, out, in) and biases (S, 1, out) of the layers, as views of a matrix like the parameters'."""
         weights, biases, begin = [], [], 0
         for before, after in zip(self.widths, self.widths[1:], strict=False):
-            weights.append(flat[:, begin : begin + after * before].unflatten(1, (after, before)))
+            weights.append(flat[:, begin : begin + after * before].view(len(flat), after, before))
             begin += after * before
-            biases.append(flat[:, begin : begin + after].unflatten(1, (1, after)))
+            biases.append(flat[:, begin : begin + after].view(len(flat), 1, after))
             begin += after
         return weights, biases
 
@@ -78,9 +78,7 @@ class StackedMLP:
                 out.relu_() if self.activation == "relu" else out.tanh_()
         return kept[-1]
 
-    def backward(
-        self, grad: th.Tensor, grads: th.Tensor | None, slot: str = "", input_grad: bool = False
-    ) -> th.Tensor | None:
+    def backward(self, grad: th.Tensor, grads: th.Tensor | None, slot: str = "", input_grad: bool = False) -> th.Tensor | None:
         """Derivatives of the sum of outputs times `grad`.
 
         Args:
@@ -129,11 +127,12 @@ class StackedMLP:
 
 
 def widths_and_activation(network: nn.Module) -> tuple[list[int], Activation] | None:
-    """Shape of a perceptron as `nn.Sequential` of linear layers with one kind of activation between them; None for any other network."""
+    """Widths and activation of an `nn.Sequential` of linear layers with one kind of activation between them; None for another."""
     if not isinstance(network, nn.Sequential):
         return None
     layers = list(network)
-    linear, between = layers[0::2], layers[1::2]
+    linear: list[Any] = layers[0::2]
+    between = layers[1::2]
     kinds = {type(layer) for layer in between}
     if len(linear) != len(between) + 1 or len(kinds) > 1 or not kinds <= _ACTIVATIONS.keys():
         return None

@@ -103,6 +103,6 @@ class SACGradient:
         grad = th.zeros_like(values).scatter_(1, which, -1.0 / rows)
         slope = self.critics.all.backward(grad.flatten(0, 1), None, "actor", input_grad=True)
         assert slope is not None
-        action_grad = slope.unflatten(0, (num, -1)).sum(1)[..., batch.observations.shape[2] :]
+        action_grad = slope.view(num, -1, *slope.shape[1:]).sum(1)[..., batch.observations.shape[2] :]
         self.actor.backward(action_grad, ent_coef / rows, self.actor_grads)
         return (ent_coef * log_prob - smallest.squeeze(1)).mean((1, 2))

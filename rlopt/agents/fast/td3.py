@@ -20,7 +20,7 @@ class TwinCritics:
     """
 
     def __init__(self, params: th.Tensor, widths: list[int], activation: Any, num_critics: int) -> None:
-        self.num_agents, self.num_critics = len(params), num_critics
+        self.params, self.num_agents, self.num_critics = params, len(params), num_critics
         rows = params.view(self.num_agents * num_critics, -1)
         self.all = StackedMLP(widths, len(rows), activation, rows)
         self.first = StackedMLP(widths, self.num_agents, activation, params[:, : rows.shape[1]])
@@ -28,7 +28,7 @@ class TwinCritics:
     def __call__(self, observations: th.Tensor, actions: th.Tensor, slot: str = "") -> th.Tensor:
         """Values (S, C, B, 1) of observations (S, B, o) and actions (S, B, a)."""
         inputs = self._repeated(th.cat([observations, actions], dim=2))
-        return self.all.forward(inputs, slot).unflatten(0, (self.num_agents, self.num_critics))
+        return self.all.forward(inputs, slot).view(self.num_agents, self.num_critics, inputs.shape[1], 1)
 
     def _repeated(self, x: th.Tensor) -> th.Tensor:
         """(S, ...) -> (S C, ...), the same for each critic of an agent."""
@@ -39,7 +39,7 @@ class TwinCritics:
         self.all.backward(grad.flatten(0, 1), grads.view(len(self.all.params), -1))
 
     def slope_of_first(self, observations: th.Tensor, actions: th.Tensor, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Values (S, B, 1) of each agent's first critic, and the derivative of their sum times `grad` with respect to the actions."""
+        """Values (S, B, 1) of each agent's first critic, and the derivative of their sum times `grad` by the actions."""
         values = self.first.forward(th.cat([observations, actions], dim=2))
         slope = self.first.backward(grad, None, input_grad=True)
         assert slope is not None
