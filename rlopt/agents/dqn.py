@@ -26,11 +26,10 @@ class DQN(OffPolicyLearner, SB3DQN):
     Args:
         *args: As in Stable-Baselines3's DQN.
         double_q: Whether the online network chooses the next action.
-        fast: Whether the learning step is the fast one, for perceptrons with torch's Adam: the same numbers up to rounding in a
-            fraction of the time. See `rlopt.agents.fast`.
         **kwargs: As in Stable-Baselines3's DQN; `n_steps` works with every replay of rlopt. `optimizer`: a spec or name of
             `rlopt.optim`, or a function of parameters, for the online network (default: Stable-Baselines3's Adam).
-            `aux_loss_coefs`: factors of the losses that a features extractor has of its own. See `rlopt.agents.learner.Learner`.
+            `aux_loss_coefs`: factors of the losses that a features extractor has of its own. See
+            `rlopt.agents.learner.Learner`. `fast`: see `rlopt.agents.off_policy.OffPolicyLearner`.
 
     Raises:
         ValueError: If options do not go with `optimizer`, `max_grad_norm` with LocoProp or L-BFGS among them: without it, these
@@ -47,13 +46,14 @@ class DQN(OffPolicyLearner, SB3DQN):
         256
     """
 
-    def __init__(self, *args: Any, double_q: bool = False, fast: bool = False, **kwargs: Any) -> None:
-        self.double_q, self.fast = double_q, fast
+    def __init__(self, *args: Any, double_q: bool = False, **kwargs: Any) -> None:
+        self.double_q = double_q
         super().__init__(*args, **kwargs)
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self._fast = FastDQN(self) if self.fast else None
+    _fast: FastDQN | None
+
+    def _make_fast(self) -> FastDQN:
+        return FastDQN(self)
 
     def _build_optimizers(self) -> None:
         assert self.optimizer is not None
@@ -64,7 +64,7 @@ class DQN(OffPolicyLearner, SB3DQN):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
         self._begin_phase(gradient_steps)
-        self.policy.set_training_mode(True)
+        self._train_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         values = []
         for _ in range(gradient_steps):

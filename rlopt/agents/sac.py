@@ -45,13 +45,10 @@ class SAC(OffPolicyLearner, SB3SAC):
         120
     """
 
-    def __init__(self, *args: Any, fast: bool = False, **kwargs: Any) -> None:
-        self.fast = fast
-        super().__init__(*args, **kwargs)
+    _fast: FastSAC | None
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self._fast = FastSAC(self) if self.fast else None
+    def _make_fast(self) -> FastSAC:
+        return FastSAC(self)
 
     def _build_optimizers(self) -> None:
         super()._build_optimizers()
@@ -62,7 +59,7 @@ class SAC(OffPolicyLearner, SB3SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
         self._begin_phase(gradient_steps)
-        self.policy.set_training_mode(True)
+        self._train_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.ent_coef_optimizer is not None:
             optimizers += [self.ent_coef_optimizer]

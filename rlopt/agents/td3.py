@@ -38,19 +38,16 @@ class TD3(OffPolicyLearner, SB3TD3):
         120
     """
 
-    def __init__(self, *args: Any, fast: bool = False, **kwargs: Any) -> None:
-        self.fast = fast
-        super().__init__(*args, **kwargs)
+    _fast: FastTD3 | None
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self._fast = FastTD3(self) if self.fast else None
+    def _make_fast(self) -> FastTD3:
+        return FastTD3(self)
 
     @checked
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
         self._begin_phase(gradient_steps)
-        self.policy.set_training_mode(True)
+        self._train_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
         actor_values: list[th.Tensor] = []
         critic_values: list[th.Tensor] = []

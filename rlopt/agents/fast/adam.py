@@ -58,6 +58,10 @@ class FlatAdam(th.optim.Adam):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step along the flat gradient."""
+        self.take()
+
+    def take(self) -> None:
+        """The step itself, without the hooks and the profiler's mark that torch puts around `step`."""
         group = self.param_groups[0]
         self._step += 1
         beta1, beta2 = group["betas"]

@@ -12,7 +12,7 @@ from rlopt.agents.fast.adam import FlatAdam, flatten
 from rlopt.agents.fast.dqn import DQNGradient
 from rlopt.agents.fast.mlp import StackedMLP
 from rlopt.agents.fast.networks import NumpyPolicy, check_agent, flat_adam, shape_of, taken_over
-from rlopt.agents.fast.sac import SACGradient, SquashedGaussian
+from rlopt.agents.fast.sac import LOG_STD_RANGE, SACGradient, SquashedGaussian
 from rlopt.agents.fast.td3 import TD3Gradient, TwinCritics
 from rlopt.optim import NonFiniteError
 
@@ -45,8 +45,10 @@ class FastDQN:
         """Move the target network."""
         self.target.params.lerp_(self.online.params, tau)
 
-    def greedy_actions(self, observations: NDArray[Any]) -> NDArray[np.int64]:
-        """Actions (B,) with the largest values."""
+    def explore(self, observations: NDArray[Any]) -> NDArray[np.int64]:
+        """Epsilon-greedy actions (B,), with the draws of Stable-Baselines3's."""
+        if np.random.rand() < self._agent.exploration_rate:  # noqa: NPY002
+            return np.array([self._agent.action_space.sample() for _ in range(len(observations))])
         if self._act is not None:
             values = self._act(_rows(observations))
         else:
@@ -94,8 +96,8 @@ class FastTD3:
         self.critics_target.params.lerp_(self.critics.params, tau)
         self.actor_target.params.lerp_(self.actor.params, tau)
 
-    def actions(self, observations: NDArray[Any]) -> NDArray[np.float32]:
-        """Actions (B, A) in [-1, 1]."""
+    def explore(self, observations: NDArray[Any]) -> NDArray[np.float32]:
+        """Actions (B, A) in [-1, 1], without noise."""
         if self._act is not None:
             return np.tanh(self._act(_rows(observations)))
         rows = th.as_tensor(_rows(observations), device=self._agent.device)[None]
@@ -123,11 +125,22 @@ class FastSAC:
         actor.optimizer = flat_adam(actor.optimizer, in_order, network.params, self._gradient.actor_grads)
         parameters = list(agent.critic.parameters())
         agent.critic.optimizer = flat_adam(agent.critic.optimizer, parameters, self.critics.params, self._gradient.critic_grads)
+        self._act = NumpyPolicy(network) if agent.device.type == "cpu" else None
         self._log_ent_coef_grad: th.Tensor | None = None
         if agent.ent_coef_optimizer is not None:
             flat = agent.log_ent_coef.detach().view(1, 1)
             self._log_ent_coef_grad = th.zeros_like(flat)
             agent.ent_coef_optimizer = flat_adam(agent.ent_coef_optimizer, [agent.log_ent_coef], flat, self._log_ent_coef_grad)
+
+    def explore(self, observations: NDArray[Any]) -> NDArray[np.float32]:
+        """Draw actions (B, A) in (-1, 1), with the draws of Stable-Baselines3's."""
+        if self._act is None:
+            rows = th.as_tensor(_rows(observations), device=self._agent.device)[None]
+            with th.no_grad():
+                return self._policy.sample(rows, "act")[0][0].cpu().numpy()
+        mean, log_std = np.split(self._act(_rows(observations)), 2, axis=1)
+        noise = th.empty(mean.shape).normal_().numpy()
+        return np.asarray(np.tanh(mean + np.exp(np.clip(log_std, *LOG_STD_RANGE)) * noise))
 
     def draw(self, batch: Any) -> tuple[th.Tensor, th.Tensor]:
         """Draw the policy's actions (1, B, A) for a batch, with log pi (1, B, 1)."""
@@ -193,7 +206,7 @@ def stepped(agent: Any, optimizer: FlatAdam, loss: th.Tensor, grads: th.Tensor, 
     except NonFiniteError as error:
         agent._finite.settle(error, _nothing if agent.non_finite == "skip" else None, optimizer)
         return False
-    optimizer.step()
+    optimizer.take()
     return True
 
 

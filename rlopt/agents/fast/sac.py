@@ -10,7 +10,7 @@ import torch as th
 from rlopt.agents.fast.mlp import StackedMLP
 from rlopt.agents.fast.td3 import TwinCritics
 
-_LOG_STD_RANGE = (-20.0, 2.0)  # as in Stable-Baselines3
+LOG_STD_RANGE = (-20.0, 2.0)  # as in Stable-Baselines3
 _EPSILON = 1e-6  # in the logarithm of the derivative of tanh, as there
 
 
@@ -28,7 +28,7 @@ class SquashedGaussian:
     def sample(self, observations: th.Tensor, slot: str = "") -> tuple[th.Tensor, th.Tensor]:
         """Draw actions (S, B, A) and return them with log pi (S, B, 1)."""
         mean, raw = self.network.forward(observations, slot).chunk(2, dim=2)
-        log_std = raw.clamp(*_LOG_STD_RANGE)
+        log_std = raw.clamp(*LOG_STD_RANGE)
         noise = th.empty_like(mean).normal_()
         spread = log_std.exp().mul_(noise)
         actions = (mean + spread).tanh_()
@@ -51,7 +51,7 @@ class SquashedGaussian:
         # d(-log(1 - a^2 + eps)) / da = 2 a / (1 - a^2 + eps)
         mean_grad = (actions / room).mul_(2.0 * log_prob_grad).add_(action_grad).mul_(slope)
         log_std_grad = (mean_grad * spread).sub_(log_prob_grad)
-        log_std_grad.mul_((raw >= _LOG_STD_RANGE[0]) & (raw <= _LOG_STD_RANGE[1]))
+        log_std_grad.mul_((raw >= LOG_STD_RANGE[0]) & (raw <= LOG_STD_RANGE[1]))
         self.network.backward(th.cat([mean_grad, log_std_grad], dim=2), grads, slot)
 
 
