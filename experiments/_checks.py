@@ -31,6 +31,8 @@ def inspect_env(env_id: str, replays: Sequence[str]) -> gym.Space[Any]:
             raise ValueError(f"env_id {env_id} cannot be made here: {reason}{advice}") from None
         message = f"env_id must be an environment that is installed, got {env_id}{hint(env_id, gym.registry)}"
         raise ValueError(message) from None
+    if isinstance(env.observation_space, gym.spaces.Tuple):
+        raise ValueError(f"env_id must have Box, Discrete or Dict observations, those of {env_id} are a Tuple")
     goals = isinstance(env.observation_space, gym.spaces.Dict) and "desired_goal" in env.observation_space.spaces
     if "hindsight" in replays and not goals:
         raise ValueError(f"replays must not hold hindsight for {env_id}: its observations have no desired_goal")
@@ -64,8 +66,8 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device must be one that this machine has, got {device}: {reason}") from None
+        reason = "" if str(error).startswith("Expected one of") else f": {str(error).partition(chr(10))[0]}"
+        raise ValueError(f"device must be one that this machine has, such as cpu or cuda, got {device}{reason}") from None
 
 
 def hint(name: str, known: Iterable[str]) -> str:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from rlopt.study import report, run_study
+from rlopt.study import compare_tuned, report, run_study
+from rlopt.study.command_line import parse_arguments
 from rlopt.study.launchers import Local, Ray, Slurm
 
 Study = TypeVar("Study")
@@ -76,7 +76,7 @@ def parse_with_presets(
     first.add_argument("--preset", default=standard)
     name = first.parse_known_args(arguments)[0].preset
     _, default = presets.get(name, presets[standard])  # a wrong name is reported below, with all others
-    return tyro.cli(study, args=arguments, default=default, description=description)
+    return parse_arguments(study, arguments, default=default, description=description)
 
 
 def run_command(prepare: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str] | None) -> int:
@@ -84,18 +84,26 @@ def run_command(prepare: Callable[[Sequence[str]], dict[str, Any]], arguments: S
 
     Args:
         prepare: Turns the command line into the arguments of `rlopt.study.run_study`, with `machines`, the `Machines`, instead of
-            those that say where the runs are; `jobs` may be None for one per core, or as many as a cluster has places.
+            those that say where the runs are; `jobs` may be None for one per core, or as many as a cluster has places. If `search`
+            is there and not None, it holds what `rlopt.study.compare_tuned` takes besides, and the variants are tuned first.
         arguments: The command line; None: that of the process.
     """
     try:
         options = prepare(sys.argv[1:] if arguments is None else arguments)
         folder: Path = options["folder"]
-        machines: Machines = options.pop("machines")
-        status = run_study(**options | machines.arguments(options["jobs"]))
+        where = options.pop("machines").arguments(options["jobs"])
+        search = options.pop("search", None)
+        if search is None:
+            status = run_study(**options | where)
+        elif where.pop("shard") is None:
+            status = compare_tuned(**options | where | search)
+        else:
+            raise ValueError("shard must be left out with search, whose trials all commands on one folder share; drop the option")
         if status in (0, 1):
-            lines = f"Report: {report(folder)}\nLogs: tensorboard --logdir {folder}"
+            page = report(folder) if search is None else folder / "report.html"
+            lines = f"Report: {page}\nLogs: tensorboard --logdir {folder}"
             Console().print(lines, markup=False, highlight=False, soft_wrap=True)
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {' '.join(str(error).split())}", markup=False, highlight=False, soft_wrap=True)
         return 2
     return status

@@ -1,4 +1,4 @@
-"""What experiments that compare optimizers share: rates on the command line, and the memory of an optimizer."""
+"""What experiments that compare optimizers share: rates on the command line and in a search, and the memory of an optimizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+
+from rlopt.study import Range
+
+# How far a search of a learning rate goes from the centre, either way.
+RANGE_FACTOR = 30.0
 
 
 def given_numbers(option: str, words: Sequence[str]) -> dict[str, float]:
@@ -27,6 +32,11 @@ def given_numbers(option: str, words: Sequence[str]) -> dict[str, float]:
             raise ValueError(f"{option} must give {name} once, got it twice")
         found[name] = value
     return found
+
+
+def searched_rate(centre: float) -> Range:
+    """Return the range in which a learning rate is searched, with the centre as first trial."""
+    return Range.around(centre, RANGE_FACTOR)
 
 
 def state_bytes(state: object) -> int:

@@ -121,6 +121,9 @@ REFERENCE_SCORES: Mapping[str, tuple[float, float]] = {
     "MountainCarContinuous-v0": (-33.2, 90.0),
 }
 
+# What a trial of a search that fails counts: less than any return.
+FAILED_RETURN = -1e9
+
 # After the tuned values of RL Baselines3 Zoo, with two changes. Learning phases are long enough that scoring the whole memory at
 # the beginning of each (introspective, greedy) costs little beside the gradient steps, and networks and runs are small enough
 # that a comparison of several seeds takes minutes on a CPU.

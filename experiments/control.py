@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 from _checks import check_device, hint
 from _command import Jobs, Machines, run_command
 from _control_training import make_vector_env
@@ -30,6 +29,7 @@ from tyro.conf import arg
 
 from rlopt.replay import REPLAYS
 from rlopt.study import Task
+from rlopt.study.command_line import parse_arguments
 from rlopt.study.grid import folder_name
 from rlopt_envs.presets import PRESETS
 from rlopt_envs.riccati import discounted_cost, policy_value_matrix, spectral_radius
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(arguments: Sequence[str]) -> dict[str, Any]:
     """Turn the command line into a study."""
-    study = tyro.cli(ControlStudy, args=arguments, description=__doc__)
+    study = parse_arguments(ControlStudy, arguments, description=__doc__)
     refuse_options_without_effect(study)
     check_device(study.device)
     return {

@@ -6,6 +6,9 @@ goes on where it stopped, and more seeds or optimizers can be added later under 
 each evaluated epoch, the losses on training and test images, CPU and wall seconds of training alone, and the bytes that the
 optimizer keeps; from these the report compares optimizers at equal time too.
 
+With --search the learning rate of each optimizer is tuned, up to 30 times smaller or larger than the default or the given one.
+Trials are shorter; those that fail or diverge count.
+
 Examples:
     python experiments/deep_autoencoder.py --preset quick
     python experiments/deep_autoencoder.py --optimizers sgd adam locoprop_m --learning-rates adam=1e-3
@@ -21,19 +24,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from _autoencoder_search import FUNCTION, search_rates
-from _autoencoder_training import ITERATIVE_LOCOPROP, OPTIMIZERS, load_images, loss_floor
+from _autoencoder_training import ITERATIVE_LOCOPROP, LARGEST_LOSS, OPTIMIZERS, load_images, loss_floor
 from _checks import check_device, hint
 from _command import Jobs, Machines, parse_with_presets, run_command
-from _comparing_optimizers import given_numbers
+from _comparing_optimizers import given_numbers, searched_rate
+from _searching import SearchOptions
 from torch import nn
 from tyro.conf import arg
 
 from rlopt.data import Dataset
 from rlopt.optim import build_optimizer
-from rlopt.study import Costs, SearchStoppedError, Task
+from rlopt.study import Costs, Task
 from rlopt.study.grid import folder_name
-from rlopt.study.search import check_installed
 
 PresetName = Literal["curves14", "curves28", "mnist", "fashion_mnist", "quick"]
 
@@ -62,12 +64,8 @@ class AutoencoderStudy:
     learning_rates: Annotated[tuple[str, ...], arg(metavar="NAME=RATE [NAME=RATE ...]")] = ()
     """Learning rates of optimizers, > 0, in place of their defaults. That of muon is of its matrices; that of locoprop is of the
     local iterations, and of the closed form it multiplies gamma, which is the number of rows in a batch."""
-    search: int | None = None
-    """Search the learning rates by so many trials for each optimizer, > 1, of the same length; those that fail or diverge count.
-    The first trial has the default or the given rate, the others have rates up to 30 times smaller or larger, logarithmically
-    uniform at first, later where losses were low (Optuna's TPE sampler, seeded). The lowest training loss wins, and it is told if
-    its rate is at the edge of the range. Trials are kept in RUNS/NAME/search, all losses in RUNS/NAME/search.json. Needs
-    rlopt[search]."""
+    tuning: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+    """Search of the learning rates"""
     search_epochs: int | None = None
     """Epochs of a trial of the search, > 0, at most epochs; warm-up is shortened in proportion. None: a fifth of epochs."""
     epochs: int = 50
@@ -117,8 +115,6 @@ class AutoencoderStudy:
         length = self.schedule_epochs or self.epochs
         if not 0 <= self.warmup_epochs < length:
             raise ValueError(f"warmup_epochs must be in [0, {length}), the epochs of the schedule, got {self.warmup_epochs}")
-        if self.search is not None and self.search < 2:
-            raise ValueError(f"search must be > 1, got {self.search}")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be one or more numbers > 0, got {self.widths or 'none'}")
         if self.name is not None and self.name != folder_name(self.name):
@@ -169,14 +165,11 @@ PRESETS: dict[PresetName, tuple[str, AutoencoderStudy]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and return an exit status; an error is one line."""
-    try:
-        return run_command(prepare, arguments)
-    except SearchStoppedError as stopped:
-        return stopped.status
+    return run_command(prepare, arguments)
 
 
 def prepare(arguments: Sequence[str]) -> dict[str, Any]:
-    """Turn the command line into a study; the search, if there is one, is done here."""
+    """Turn the command line into a study."""
     study = parse(arguments)
     refuse_options_without_effect(study)
     check_device(study.device)
@@ -185,21 +178,19 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
     if study.batch_size > len(images.inputs):
         raise ValueError(f"batch_size must be at most the number of training images, {len(images.inputs)}, got {study.batch_size}")
     task = make_task(study, images)
-    folder = study.output / (study.name or default_name(study))
+    search = study.tuning.arguments(LARGEST_LOSS)
     rates = learning_rates(study)
-    if study.search is not None:
-        if study.machines != Machines():
-            raise ValueError("launcher, shard and retries must be left out with search, which works on this machine only")
-        rates = search_rates(search_task(study), rates, study.search, folder, study.jobs)
+    chosen = rates if search is None else {name: searched_rate(rate) for name, rate in rates.items()}
     return {
-        "function": FUNCTION,
+        "function": f"{Path(__file__).resolve().parent / '_autoencoder_training.py'}:train",
         "tasks": [task],
-        "variants": {name: {"optimizer": name, "lr": rates[name]} for name in study.optimizers},
+        "variants": {name: {"optimizer": name, "lr": chosen[name]} for name in study.optimizers},
         "seeds": study.seeds,
-        "folder": folder,
+        "folder": study.output / (study.name or default_name(study)),
         "baseline": "adam" if "adam" in study.optimizers else study.optimizers[0],
         "jobs": study.jobs,
         "machines": study.machines,
+        "search": search and {**search, "trial_tasks": [search_task(study)]},
     }
 
 
@@ -246,10 +237,14 @@ def make_task(study: AutoencoderStudy, images: Dataset) -> Task:
 
 
 def search_task(study: AutoencoderStudy) -> Task:
-    """Return the task of a trial of the search: shorter, with a schedule that is shortened in proportion."""
+    """Return the task of a trial of the search: shorter, with a schedule that is shortened in proportion.
+
+    It is evaluated at its end, with a pruner eight times.
+    """
     epochs = study.search_epochs or max(1, study.epochs // 5)
     warmup_epochs = study.warmup_epochs * epochs / (study.schedule_epochs or study.epochs)
-    shorter = {"epochs": epochs, "schedule_epochs": epochs, "warmup_epochs": warmup_epochs, "eval_every": epochs}
+    shorter = {"epochs": epochs, "schedule_epochs": epochs, "warmup_epochs": warmup_epochs}
+    shorter["eval_every"] = epochs if study.tuning.pruner is None else max(1, epochs // 8)
     return Task(study.setting, epochs, {**make_config(study), **shorter}, goal="minimize", final_evaluations=1)
 
 
@@ -260,7 +255,7 @@ def learning_rates(study: AutoencoderStudy) -> dict[str, float]:
 
 
 def check_packages(study: AutoencoderStudy) -> None:
-    """Make each optimizer once, and import what a search needs.
+    """Make each optimizer once.
 
     Raises:
         ValueError: If a package is missing.
@@ -270,11 +265,6 @@ def check_packages(study: AutoencoderStudy) -> None:
             build_optimizer(OPTIMIZERS[name], nn.Linear(2, 2))
         except ImportError as error:
             raise ValueError(f"optimizers must not hold {name} here: {error}") from None
-    if study.search is not None:
-        try:
-            check_installed()
-        except ImportError as error:
-            raise ValueError(f"search is not possible here: {error}") from None
 
 
 def refuse_options_without_effect(study: AutoencoderStudy) -> None:
@@ -291,7 +281,8 @@ def refuse_options_without_effect(study: AutoencoderStudy) -> None:
         )
     if is_curves and study.num_images is None:
         raise ValueError(f"num_images must be a number with preset {study.preset}, got None")
-    if study.search_epochs is not None and study.search is None:
+    study.tuning.check()
+    if study.search_epochs is not None and study.tuning.search is None:
         raise ValueError("search_epochs has no effect without search; add --search or drop the option")
     if "locoprop_schedule" in changed and not set(ITERATIVE_LOCOPROP) & set(study.optimizers):
         raise ValueError(
@@ -309,9 +300,9 @@ def refuse_options_without_effect(study: AutoencoderStudy) -> None:
 def changes(study: AutoencoderStudy) -> dict[str, Any]:
     """Return the options that determine results and differ from the preset."""
     default = PRESETS[study.preset][1]
-    own = {"preset", "optimizers", "seeds", "jobs", "machines", "output", "name"}
+    own = {"preset", "optimizers", "seeds", "jobs", "machines", "output", "name", "tuning"}
     values = {entry.name: getattr(study, entry.name) for entry in fields(study) if entry.name not in own}
-    return {option: value for option, value in values.items() if value != getattr(default, option)}
+    return study.tuning.changes() | {option: value for option, value in values.items() if value != getattr(default, option)}
 
 
 def default_name(study: AutoencoderStudy) -> str:

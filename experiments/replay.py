@@ -3,9 +3,14 @@
 The runs go to RUNS/NAME, with a report when they are done. A study can be stopped at any time; the same command goes on
 where it stopped, and more seeds, replays or environments can be added later under the same name.
 
+With --search the learning rate is tuned for each replay and environment, up to ten times smaller or larger than that of the preset
+(five times for other agents than DQN), and so are the main options of the replays, unless they are given: alpha and beta of
+prioritized, mix of reverse and introspective, eta of emphasize_recent, n_sampled_goal of hindsight replay.
+
 Examples:
     python experiments/replay.py --preset quickstart
     python experiments/replay.py --env-id LunarLander-v3 --replays uniform prioritized reverse introspective --seeds 10
+    python experiments/replay.py --replays uniform prioritized --search 16 --pruner median
     python experiments/replay.py --env-id Pendulum-v1 --agent sac --replays uniform introspective --introspective.mix 0.3
 """
 
@@ -20,7 +25,9 @@ from typing import Annotated, Any, Literal
 
 from _checks import AgentName, check_device, choose_agent, hint, inspect_env
 from _command import Jobs, Machines, parse_with_presets, run_command
-from _hyperparameters import ACCEPTED, PAPER, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
+from _hyperparameters import ACCEPTED, FAILED_RETURN, PAPER, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
+from _replay_ranges import with_ranges
+from _searching import SearchOptions
 from tyro.conf import arg
 
 from rlopt.replay import (
@@ -73,6 +80,8 @@ class ReplayStudy:
     """Episodes of an evaluation, > 0, with the deterministic policy."""
     device: str = "cpu"
     """Where networks live: cpu, cuda, ..."""
+    tuning: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+    """Search of the learning rate and of the main options of each replay"""
     options: Annotated[AgentOptions, arg(name="")] = field(default_factory=AgentOptions)
     """Hyper-parameters of the agent."""
     prioritized_lr_factor: float = 1.0
@@ -132,15 +141,22 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
     tasks = [make_task(study, env_id) for env_id in study.env_id]
     refuse_options_without_effect(study, [str(task.config["agent"]) for task in tasks])
     check_device(study.device)
+    variants = {name: variant(study, name) for name in study.replays}
+    search = study.tuning.arguments(FAILED_RETURN)
+
+    def searched(task: Task) -> dict[str, dict[str, Any]]:
+        return {name: with_ranges(options, str(task.config["agent"])) for name, options in variants.items()}
+
     return {
         "function": f"{Path(__file__).resolve().parent / '_training.py'}:train",
         "tasks": tasks,
-        "variants": {name: variant(study, name) for name in study.replays},
+        "variants": variants if search is None else searched,
         "seeds": study.seeds,
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "uniform" if "uniform" in study.replays else study.replays[0],
         "jobs": study.jobs,
         "machines": study.machines,
+        "search": search,
     }
 
 
@@ -197,6 +213,7 @@ def refuse_options_without_effect(study: ReplayStudy, agents: Sequence[str]) -> 
     Raises:
         ValueError: Naming the option.
     """
+    study.tuning.check()
     for name in REPLAYS:
         if name not in study.replays and hasattr(study, name):
             changed = _changes(getattr(study, name))
@@ -231,7 +248,7 @@ def default_name(study: ReplayStudy) -> str:
         for name in ("num_evaluations", "eval_episodes", "device", "prioritized_lr_factor")
         if getattr(study, name) != getattr(default, name)
     }
-    changed |= study.options.given()
+    changed |= study.options.given() | study.tuning.changes()
     for name in study.replays:
         if hasattr(study, name):
             changed |= {f"{name}.{option}": value for option, value in _changes(getattr(study, name)).items()}

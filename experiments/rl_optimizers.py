@@ -5,6 +5,9 @@ tells scores and costs: CPU seconds of the learning phases, and bytes of the opt
 time; the same command goes on where it stopped, and more seeds or optimizers can be added later under the same name. A training
 that diverges ends early, and its remaining evaluations count as those of random actions.
 
+With --search the learning rates of the networks that get the optimizer are tuned for each optimizer and task, up to 30 times
+smaller or larger than the default or the given ones.
+
 Examples:
     python experiments/rl_optimizers.py --preset quick
     python experiments/rl_optimizers.py --optimizers adam sam locoprop_closed --learning-rates adam=3e-4 --seeds 10
@@ -24,9 +27,10 @@ import gymnasium as gym
 import tyro
 from _checks import check_device, choose_agent, hint, inspect_env
 from _command import Jobs, Machines, parse_with_presets, run_command
-from _comparing_optimizers import given_numbers
-from _hyperparameters import ACCEPTED, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
+from _comparing_optimizers import given_numbers, searched_rate
+from _hyperparameters import ACCEPTED, FAILED_RETURN, QUICKSTART, REFERENCE_SCORES, TUNED, TUNED_OTHER, AgentOptions
 from _rl_optimizers_training import COSTS, NETWORKS, OPTIMIZERS, ended_diverged
+from _searching import SearchOptions
 from rich.console import Console
 from torch import nn
 from tyro.conf import arg
@@ -77,6 +81,8 @@ class RlOptimizersStudy:
     """Learning rates of optimizers, > 0, in place of their defaults. NAME.q=RATE, NAME.critic=RATE and NAME.actor=RATE are for
     one network only, the one of dqn or one of those of the other agents. That of muon is of its matrices; that of locoprop_closed
     multiplies gamma, which is 1 per row of a batch."""
+    tuning: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
+    """Search of the learning rates"""
     apply_to: Part = "both"
     """Networks that get the optimizer; the other one keeps adam. The network of dqn counts as a critic."""
     seeds: int = 5
@@ -169,15 +175,18 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
     refuse_options_without_effect(study)
     check_device(study.device)
     check_packages(study.optimizers)
+    variants = {name: variant(study, name) for name in study.optimizers}
+    search = study.tuning.arguments(FAILED_RETURN)
     return {
         "function": f"{Path(__file__).resolve().parent / '_rl_optimizers_training.py'}:train",
         "tasks": tasks,
-        "variants": {name: variant(study, name) for name in study.optimizers},
+        "variants": variants if search is None else lambda task: with_ranges(study, task, variants),
         "seeds": study.seeds,
         "folder": study.output / (study.name or default_name(study)),
         "baseline": "adam" if "adam" in study.optimizers else study.optimizers[0],
         "jobs": study.jobs,
         "machines": study.machines,
+        "search": search,
     }
 
 
@@ -242,6 +251,19 @@ def variant(study: RlOptimizersStudy, name: str) -> dict[str, Any]:
     return {"networks": networks}
 
 
+def with_ranges(study: RlOptimizersStudy, task: Task, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the variants with a range for the rate of each network that the agent of a task has and that gets the optimizer."""
+    own = {"q"} if task.config["agent"] == "dqn" else {"critic", "actor"}
+    found = {}
+    for name, options in variants.items():
+        networks = {
+            network: {**chosen, "lr": searched_rate(chosen["lr"])} if network in own.intersection(study.moved_networks) else chosen
+            for network, chosen in options["networks"].items()
+        }
+        found[name] = {"networks": networks}
+    return found
+
+
 def check_packages(optimizers: Sequence[str]) -> None:
     """Make each optimizer once.
 
@@ -261,6 +283,7 @@ def refuse_options_without_effect(study: RlOptimizersStudy) -> None:
     Raises:
         ValueError: Naming the option.
     """
+    study.tuning.check()
     for option in study.options.given():
         if not any(option in ACCEPTED[agent] for agent in study.agents):
             having = [agent for agent in AGENTS if option in ACCEPTED[agent]]
@@ -316,9 +339,10 @@ def diverged_runs(folder: Path) -> list[str]:
 def changes(study: RlOptimizersStudy) -> dict[str, Any]:
     """Return the options that determine results and differ from the preset."""
     default = PRESETS[study.preset][1]
-    own = {"preset", "optimizers", "seeds", "jobs", "machines", "output", "name", "options"}
+    given = study.options.given() | study.tuning.changes()
+    own = {"preset", "optimizers", "seeds", "jobs", "machines", "output", "name", "options", "tuning"}
     values = {entry.name: getattr(study, entry.name) for entry in dataclasses.fields(study) if entry.name not in own}
-    return {option: value for option, value in values.items() if value != getattr(default, option)} | study.options.given()
+    return {option: value for option, value in values.items() if value != getattr(default, option)} | given
 
 
 def default_name(study: RlOptimizersStudy) -> str:

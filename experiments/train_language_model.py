@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from _checks import check_device
 from rich.console import Console
 from tyro.conf import arg
@@ -33,6 +32,7 @@ from tyro.conf import arg
 from rlopt.data import load
 from rlopt.nn import MoEConfig, TokenChoice, TransformerConfig
 from rlopt.optim import Adam, AdamW
+from rlopt.study.command_line import parse_arguments
 from rlopt.study.grid import folder_name
 from rlopt.supervised import Trainer, TrainerConfig, WarmupDecay, language_model
 from rlopt.supervised.distributed import Processes, process_group
@@ -126,6 +126,24 @@ class Options:
         if self.name is not None and self.name != folder_name(self.name):
             raise ValueError(f"name must be one folder without '/' and spaces around it, got {self.name!r}")
 
+        _ = self.transformer  # refuses what it does not allow
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """Form of the network."""
+        moe = None
+        if self.num_experts is not None:
+            moe = MoEConfig(self.num_experts, TokenChoice(top_k=self.top_k), every=self.moe_every)
+        return TransformerConfig(
+            width=self.width,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            context=self.context,
+            dropout=self.dropout,
+            moe=moe,
+            seed=self.seed,
+        )
+
     @property
     def fixed(self) -> dict[str, Any]:
         """What must stay as it is when the run goes on."""
@@ -148,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
     try:
         with quiet:
-            options = tyro.cli(Options, args=None if arguments is None else list(arguments), description=__doc__)
+            options = parse_arguments(Options, arguments, description=__doc__)
     except SystemExit:
         if is_first:
             raise
@@ -161,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not is_first:
             time.sleep(PATIENCE)  # torchrun ends this process here if the first one has failed, too
         who = "" if is_first else f" of process {os.environ['RANK']}"
-        Console(stderr=True).print(f"error{who}: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error{who}: {' '.join(str(error).split())}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         if is_first:
@@ -180,8 +198,8 @@ def train(options: Options) -> str:
     """
     processes = Processes()
     _get_text(processes)
+    trainer = make(options)  # before the folder is claimed, in case options do not fit each other
     _claim(options, processes)
-    trainer = make(options)
     trainer.resume()
     done = trainer.step
     trainer.train()
@@ -195,19 +213,8 @@ def train(options: Options) -> str:
 
 def make(options: Options) -> Trainer:
     """Return the trainer of the run."""
-    moe = None
-    if options.num_experts is not None:
-        moe = MoEConfig(options.num_experts, TokenChoice(top_k=options.top_k), every=options.moe_every)
-    form = TransformerConfig(
-        width=options.width,
-        num_layers=options.num_layers,
-        num_heads=options.num_heads,
-        context=options.context,
-        dropout=options.dropout,
-        moe=moe,
-        seed=options.seed,
-    )
-    coefs = None if moe is None else {"balance": options.balance_coef, "router_z": options.router_z_coef}
+    form = options.transformer
+    coefs = None if form.moe is None else {"balance": options.balance_coef, "router_z": options.router_z_coef}
     task = language_model(
         transformer=form, aux_loss_coefs=coefs, length=options.context, batch_size=options.batch_size, seed=options.seed
     )

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes the environment for scripts/bench: rlopt and the libraries that its buffers are compared with.
-# RLOPT_BENCH_VENV is its folder (default .venv-bench in the repository), PYTHON the interpreter.
+# Makes the environments for scripts/bench: rlopt and the libraries that its buffers are compared with, and rliable on its own.
+# RLOPT_BENCH_VENV and RLOPT_RLIABLE_VENV are their folders (default .venv-bench and .venv-rliable in the repository), PYTHON the
+# interpreter.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 
@@ -19,4 +20,12 @@ grep -E '^(torch|numpy|numba|gymnasium|stable_baselines3)==' constraints.txt >"$
 # Its requirements would replace packages that are here already.
 "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps locoprop==0.1.0 ||
     fail "the installation of locoprop into $venv failed (see above)."
+# rliable and what it builds on are older than rlopt's requirements.
+rliable=${RLOPT_RLIABLE_VENV:-$ROOT/.venv-rliable}
+if ! is_recent "$rliable/bin/python"; then
+    "$venv/bin/python" -m venv "$rliable" || fail "could not make the environment $rliable."
+fi
+"$rliable/bin/python" -m pip install --disable-pip-version-check --quiet \
+    rliable==1.2.0 arch==6.3.0 numpy==1.26.4 'pandas<3' 'scipy<1.15' ||
+    fail "the installation of rliable into $rliable failed (see above)."
 echo "Ready: scripts/bench replay"

@@ -1,7 +1,7 @@
 """A study of DQN on a Ray cluster of two nodes, one of which is lost in the middle, beside the same study without Ray.
 
-Both nodes are on this machine and have one core each. All processes of the second one are killed by SIGKILL at once when a run on it has
-written a checkpoint; the cluster goes on with one node. Evaluations and logged numbers must be those of the undisturbed runs.
+Both nodes are on this machine and have one core each. All processes of the second one are killed by SIGKILL at once when a run on
+it has written checkpoints; the cluster goes on with one node. Evaluations and logged numbers must be those of the undisturbed runs.
 
 Example:
     python scripts/ray_study.py --trials 8
@@ -39,15 +39,16 @@ class Options:
 
     trials: int = 8
     """Seeds, > 1."""
-    steps: int = 6000
+    steps: int = 1500
     """Environment steps of a run, > 0."""
 
 
 def main(options: Options) -> int:
     """Run both studies, compare them, and return an exit status."""
     config = {
-        "env_id": "CartPole-v1", "agent": "dqn", "total_timesteps": options.steps, "num_evaluations": 5, "eval_episodes": 3, "device": "cpu",
-        "options": {"learning_starts": 100, "batch_size": 32, "buffer_size": 5000, "net_arch": [32], "train_freq": 4,
+        "env_id": "CartPole-v1", "agent": "dqn", "total_timesteps": options.steps, "num_evaluations": 5, "eval_episodes": 3,
+        "device": "cpu",
+        "options": {"learning_starts": 100, "batch_size": 16, "buffer_size": 1000, "net_arch": [16], "train_freq": 4,
                     "gradient_steps": 4, "learning_rate": 1e-3},
     }  # fmt: skip
     study: dict[str, Any] = {
@@ -56,12 +57,14 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory(prefix="study_") as root, _cluster() as cluster:
         local, on_ray = Path(root) / "local", Path(root) / "ray"
         start = time.monotonic()
-        run_study(FUNCTION, **study, folder=local, jobs=2)
+        if run_study(FUNCTION, **study, folder=local, jobs=2) != 0:
+            return 1
         print(f"without Ray, 2 processes at a time: {time.monotonic() - start:.0f} s\n")
         start = time.monotonic()
         killer = threading.Thread(target=_kill_a_node, args=(cluster, on_ray), daemon=True)
         killer.start()
-        run_study(FUNCTION, **study, folder=on_ray, launcher=Ray(address=cluster.address))
+        if run_study(FUNCTION, **study, folder=on_ray, launcher=Ray(address=cluster.address)) != 0:
+            return 1
         print(f"with Ray: {time.monotonic() - start:.0f} s\n")
         places = [Path("CartPole-v1") / "uniform" / f"seed_{seed}" for seed in range(options.trials)]
         equal = [_content(local / place) == _content(on_ray / place) for place in places]
@@ -79,8 +82,10 @@ def _kill_a_node(cluster: Any, folder: Path) -> None:
     [node] = cluster.worker_nodes
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     while True:
-        processes = [raylet, *raylet.children(recursive=True)]
-        commands = " ".join(" ".join(process.cmdline()) for process in processes)
+        processes, commands = [raylet, *raylet.children(recursive=True)], ""
+        for process in processes:
+            with contextlib.suppress(psutil.Error):  # it may end meanwhile
+                commands += " ".join(process.cmdline())
         if any(str(run) in commands and len(read_evaluations(run)) >= 2 for run in folder.glob("*/*/seed_*")):
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -104,6 +109,8 @@ def _cluster() -> Any:
     finally:
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            Path("/tmp/ray").rmdir()  # if there is nothing of other clusters
 
 
 def _content(folder: Path) -> list[Any]:

@@ -18,7 +18,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rlopt.agents.agent_state import give_agent, take_agent
-from rlopt.files.checkpoint import finish, list_checkpoints, make_scratch, read_manifest, remove_all_but
+from rlopt.files.checkpoint import finish, list_checkpoints, make_scratch, pass_over, read_manifest, remove_all_but
 from rlopt.files.state_file import read_state, write_state
 from rlopt.replay.buffer import Replay
 from rlopt.replay.segments import read_segments, write_segments
@@ -137,10 +137,8 @@ class Checkpoints:
             try:
                 return path, read_agent(path)
             except ValueError as error:
-                warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=3)
+                pass_over(error, is_last=path == paths[0])
                 self._damaged.append(path)
-        if paths:
-            raise ValueError(f"no checkpoint in {self.folder} can be read: move them away to start again.")
         return None
 
     def visit(self, agent: BaseAlgorithm) -> None:

@@ -274,7 +274,13 @@ class _Watched:
         if args:
             self._look(*args)
             return self._method(*args)
-        result = self._method()
+        try:
+            result = self._method()
+        except ValueError as error:
+            if "broadcast" not in str(error) and "could not convert" not in str(error):
+                raise
+            space, text = self._thing.observation_space, " ".join(str(error).split())
+            raise ValueError(f"env must return observations of its space {space}, got others: {text}.") from None
         self._look(result)
         return result
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.optim import Optimizer
 
 from rlopt.agents.agent_loading import load_agent
+from rlopt.agents.arguments import bind_arguments, one_sentence
 from rlopt.agents.auxiliary import AuxiliaryLosses
 from rlopt.agents.checkpoints import Checkpoints
 from rlopt.agents.finite import FiniteCheck, Found
@@ -48,7 +49,8 @@ class Learner(BaseAlgorithm):
     Raises:
         ValueError: With `optimizer`: if `learning_rate` is no schedule of factors, if `policy_kwargs` choose an optimizer as
             well, or if a mapping has other keys. If `aux_loss_coefs` has no effect or a factor outside its range. If `non_finite`
-            is another word.
+            is another word, a number is outside its range, or a space is not for this agent.
+        TypeError: For an option that the agent does not have.
     """
 
     made_with: dict[str, Any] | None
@@ -73,13 +75,14 @@ class Learner(BaseAlgorithm):
         self.non_finite = non_finite
         self.num_skipped_updates = 0
         self._checkpoints: Checkpoints | None = None
-        arguments = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
-        self._given = list(arguments)
+        arguments = bind_arguments(type(self), inspect.signature(super().__init__), args, kwargs)
+        self._given, self._given_policy = list(arguments), arguments.get("policy")
         given = {**arguments, **(self.made_with or {})}
         self.made_with = {name: value for name, value in given.items() if name not in _NOT_OF_THE_AGENT}
         if optimizer is not None and "learning_rate" not in self._given:
             kwargs["learning_rate"] = 1.0
-        super().__init__(*args, **kwargs)
+        with one_sentence(self):
+            super().__init__(*args, **kwargs)
 
     @classmethod
     def load(
@@ -136,6 +139,8 @@ class Learner(BaseAlgorithm):
             NonFiniteError: If an observation, a reward, an action or a parameter is not finite, or with `non_finite="raise"` a loss
                 or a gradient; the checkpoints stay as they are.
         """
+        if not total_timesteps >= 0:
+            raise ValueError(f"total_timesteps must be >= 0, got {total_timesteps}.")
         self._checkpoints, self._is_stopped = checkpoints, False
         with self._finite.watching(self.env), contextlib.nullcontext() if checkpoints is None else checkpoints.watching_signals():
             super().learn(total_timesteps, *args, **kwargs)  # type: ignore[safe-super]  # the agent stands behind this mixin
@@ -231,4 +236,5 @@ class Learner(BaseAlgorithm):
             self.logger.record(f"train/{name}", float(np.mean([value.item() for value in values])))
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_own_rates", "_aux", "_checkpoints", "_finite", "made_with"]
+        own = ["_own_rates", "_aux", "_checkpoints", "_finite", "_given_policy", "made_with"]
+        return [*super()._excluded_save_params(), *own]

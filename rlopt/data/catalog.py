@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,9 @@ def load(name: str, root: Path | str | None = None, download: bool = True, **opt
         Dataset('curves', inputs (3, 14, 14) float32)
     """
     if name not in names():
-        raise ValueError(f"name must be one of {', '.join(names())}, got {name!r}.")
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise ValueError(f"name must be one of {', '.join(names())}, got {name!r}{hint}")
     make = BUNDLED[name] if name in BUNDLED else PUBLISHED[name].read
     accepted = [option for option in inspect.signature(make).parameters if option != "contents"]
     for option in options:

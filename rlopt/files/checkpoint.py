@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,17 @@ def read_manifest(path: Path, kind: str | None = None, check_files: bool = True)
         if _entry(path / name) != manifest["files"][name]:
             raise ValueError(f"{path} is damaged: {name} is not as it was written.")
     return manifest
+
+
+def pass_over(error: ValueError, is_last: bool) -> None:
+    """Tell that a checkpoint cannot be read and the one before it is used.
+
+    Raises:
+        ValueError: If there is none before it.
+    """
+    if is_last:
+        raise ValueError(f"{str(error).rstrip('.')}, and there is no good one before it: move it away to start again.") from None
+    warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=4)
 
 
 def _entry(path: Path, sync: bool = False) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
         AttributeError,
         RuntimeError,
         MemoryError,
+        OverflowError,
         RecursionError,
         zipfile.BadZipFile,
         zipfile.LargeZipFile,

@@ -71,7 +71,7 @@ def build_optimizer(optimizer: OptimizerLike, module: nn.Module) -> Optimizer:
         The optimizer.
 
     Raises:
-        ValueError: For an unknown name.
+        ValueError: For an unknown name, or a module without parameters.
         TypeError: For anything else, and if the function returns no optimizer.
         ImportError: If an optional package is missing.
 
@@ -88,6 +88,8 @@ def build_optimizer(optimizer: OptimizerLike, module: nn.Module) -> Optimizer:
             hint = f"; did you mean {near[0]}?" if near else "."
             raise ValueError(f"optimizer must be among {', '.join(OPTIMIZERS)}, got {optimizer!r}{hint}")
         optimizer = OPTIMIZERS[optimizer]
+    if next(module.parameters(), None) is None:
+        raise ValueError(f"module must have parameters, got a {type(module).__name__} without.")
     if isinstance(optimizer, Spec):
         return optimizer.build(module)
     if not callable(optimizer):

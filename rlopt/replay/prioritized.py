@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -48,15 +49,15 @@ class PrioritizedConfig:
             raise ValueError(f"priority must be 'proportional' or 'rank', got {self.priority!r}.")
         if self.normalize not in ("memory", "batch"):
             raise ValueError(f"normalize must be 'memory' or 'batch', got {self.normalize!r}.")
-        if self.alpha is not None and self.alpha < 0.0:
+        if self.alpha is not None and not 0.0 <= self.alpha < math.inf:
             raise ValueError(f"alpha must be at least 0, got {self.alpha}.")
         for name in ("beta", "beta_final"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {value}.")
-        if self.epsilon <= 0.0:
+        if not 0.0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be > 0, got {self.epsilon}.")
-        if self.clip_td_error is not None and self.clip_td_error <= 0.0:
+        if self.clip_td_error is not None and not self.clip_td_error > 0.0:
             raise ValueError(f"clip_td_error must be > 0, or None not to clip, got {self.clip_td_error}.")
         if self.priority == "rank" and self.epsilon != PrioritizedConfig.epsilon:
             raise ValueError("epsilon has no effect with priority='rank'; drop it.")

@@ -1,7 +1,8 @@
 """From "is A better than B?" to an answer with confidence intervals.
 
 `run_study` runs a grid of variants, tasks and seeds as independent processes and can be stopped and continued; `tune` searches
-good values of options first, with the same number of trials for every variant (it needs Optuna, the extra `rlopt[search]`);
+good values of options first, with the same number of trials for every variant (it needs Optuna, the extra `rlopt[search]`), and
+`compare_tuned` does both;
 `report` turns the run folders into tables and figures; the statistics work on any array of scores. The package knows no
 method: a study runs a function.
 
@@ -26,26 +27,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlopt.study.bootstrap import Interval, bootstrap_interval, probability_of_improvement, profile_band
+from rlopt.study.paired import PairedDifference, holm, paired_difference
+from rlopt.study.power import seeds_needed
 from rlopt.study.ranges import Range
 from rlopt.study.runner import run_study
 from rlopt.study.runs import Recorder
-from rlopt.study.search import SearchStoppedError, Trial, Tuned, tune
-from rlopt.study.statistics import (
-    Interval,
-    bootstrap_interval,
-    iqm,
-    mean,
-    median,
-    optimality_gap,
-    performance_profile,
-    probability_of_improvement,
-    sample_efficiency,
-)
+from rlopt.study.search import SearchStoppedError, tune
+from rlopt.study.statistics import iqm, mean, median, optimality_gap, performance_profile, sample_efficiency
 from rlopt.study.task import Costs, Task
+from rlopt.study.trials import Trial, Tuned
+from rlopt.study.tuning import compare_tuned
 
 __all__ = [
     "Costs",
     "Interval",
+    "PairedDifference",
     "Range",
     "Recorder",
     "SearchStoppedError",
@@ -53,21 +50,26 @@ __all__ = [
     "Trial",
     "Tuned",
     "bootstrap_interval",
+    "compare_tuned",
+    "holm",
     "iqm",
     "mean",
     "median",
     "optimality_gap",
+    "paired_difference",
     "performance_profile",
     "probability_of_improvement",
+    "profile_band",
     "report",
     "run_study",
     "sample_efficiency",
+    "seeds_needed",
     "tune",
 ]
 
 
 def report(study: Path | str) -> Path:
-    """Write `report.html`, `report.md` and `figures/` into the folder of a study; see `rlopt.study.reporting`.
+    """Write `report.html`, `report.md`, tables as CSV and `figures/` into the folder of a study; see `rlopt.study.reporting`.
 
     Args:
         study: Folder of the study, `runs/<study>`; what is finished so far is reported.

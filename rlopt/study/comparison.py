@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlopt.study.statistics import Interval, bootstrap_interval, iqm, probability_of_improvement
+from rlopt.study.bootstrap import Interval, bootstrap_interval, probability_of_improvement
+from rlopt.study.paired import PairedDifference, holm, paired_difference
+from rlopt.study.statistics import iqm
 from rlopt.study.task import Goal
 
 FloatArray = NDArray[np.float64]
@@ -31,6 +33,8 @@ class Comparison:
         num_seeds: Seeds of the variant and of the baseline.
         num_tasks: Tasks that the scores are from.
         goal: Whether high scores are good ("maximize") or low ones ("minimize").
+        paired: Mean difference of the runs that share a seed, variant minus baseline; None with fewer than two such seeds.
+        adjusted_p: The paired p-value, adjusted for being one of several; see `adjust`.
     """
 
     variant: str
@@ -41,6 +45,8 @@ class Comparison:
     num_seeds: tuple[int, int]
     num_tasks: int
     goal: Goal = "maximize"
+    paired: PairedDifference | None = None
+    adjusted_p: float | None = None
 
     @property
     def chance_of_separation(self) -> float:
@@ -109,7 +115,15 @@ def summary(comparisons: Sequence[Comparison]) -> list[str]:
     return [comparison.sentence() for comparison in comparisons]
 
 
-def compare(variant: str, scores: FloatArray, baseline: str, baseline_scores: FloatArray, goal: Goal = "maximize") -> Comparison:
+def compare(
+    variant: str,
+    scores: FloatArray,
+    baseline: str,
+    baseline_scores: FloatArray,
+    goal: Goal = "maximize",
+    *,
+    seeds: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> Comparison:
     """Compare final scores.
 
     Args:
@@ -118,7 +132,15 @@ def compare(variant: str, scores: FloatArray, baseline: str, baseline_scores: Fl
         baseline: Name of the baseline.
         baseline_scores: Its scores, the same tasks.
         goal: Whether high scores are good ("maximize") or low ones ("minimize").
+        seeds: Seed of each row of both; those that share one are compared in pairs. None: no pairs.
     """
+    paired = None
+    if seeds is not None:
+        rows = [dict(zip(found, range(len(found)), strict=True)) for found in seeds]
+        shared = [seed for seed in rows[0] if seed in rows[1]]
+        if len(shared) > 1:
+            places = [[row[seed] for seed in shared] for row in rows]
+            paired = paired_difference(scores[places[0]], baseline_scores[places[1]])
     return Comparison(
         variant=variant,
         baseline=baseline,
@@ -128,4 +150,31 @@ def compare(variant: str, scores: FloatArray, baseline: str, baseline_scores: Fl
         num_seeds=(len(scores), len(baseline_scores)),
         num_tasks=1 if scores.ndim == 1 else scores.shape[1],
         goal=goal,
+        paired=paired,
     )
+
+
+def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons with their paired p-values adjusted, by Holm's method, for all of them that have one."""
+    adjusted = iter(holm([found.paired.p_value for found in comparisons if found.paired is not None]))
+    return [replace(found, adjusted_p=next(adjusted)) if found.paired is not None else found for found in comparisons]
+
+
+def note(comparisons: Mapping[str, Comparison]) -> str:
+    """Return what the number of comparisons means for their p-values.
+
+    Args:
+        comparisons: Label -> comparison, adjusted together; at least one.
+    """
+    total = len(comparisons)
+    tested = {label: found for label, found in comparisons.items() if found.paired is not None and found.adjusted_p is not None}
+    many = f"{total} comparisons are made: the more, the sooner one seems to differ by chance." if total > 1 else ""
+    if not tested:
+        return f"{many} No p-values: no two runs of a variant and the baseline share a seed.".strip()
+    below = [label for label, found in tested.items() if found.adjusted_p is not None and found.adjusted_p <= 0.05]
+    kind = "The paired p-values, adjusted for that by Holm's method," if total > 1 else "The paired p-value"
+    shown = f"{kind} {'are' if total > 1 else 'is'} at most 0.05 for {', '.join(below) if below else 'none'}."
+    least = min(found.paired.smallest_p for found in tested.values() if found.paired is not None) * len(tested)
+    if least > 0.05:
+        shown += f" With so few shared seeds none can be below {min(1.0, least):.2g}: that they are large says nothing."
+    return f"{many} {shown}".strip()

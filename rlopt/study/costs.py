@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -126,15 +125,6 @@ def cost_rows(results: StudyResults, task: Task) -> list[CostRow]:
 def csv_path(folder: Path, task: Task) -> Path:
     """Return where the table of costs goes in the folder of a study."""
     return folder / f"{words.figure_name(task.name)}-costs.csv"
-
-
-def to_csv(rows: Sequence[CostRow]) -> str:
-    """Return the table as CSV with all digits; an empty cell where nothing is known."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CostRow._fields)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _timed(results: StudyResults, task: Task, costs: Costs, variant: str) -> list[_Timed]:

@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from rlopt.study.statistics import Interval, performance_profile
+from rlopt.study.bootstrap import Interval, profile_band
 from rlopt.study.task import Task
 
 FloatArray = NDArray[np.float64]
@@ -57,9 +57,22 @@ _SETTINGS: Any = {
 }
 
 
+# Markers for the variants after the eighth, which use the colours again.
+_MORE_MARKERS = ("<", ">", "p", "h", "d")
+
+
 def styles(variants: Sequence[str]) -> dict[str, Style]:
-    """Return the style of each variant; more than eight variants use the styles again."""
-    return {variant: _STYLES[index % len(_STYLES)] for index, variant in enumerate(variants)}
+    """Return the style of each variant.
+
+    The first eight differ in colour, line and marker, each alone. Up to 64 differ in each pair of the three, so that
+    colours are not needed to tell them apart.
+    """
+    count = len(_STYLES)
+    markers = (*(style.marker for style in _STYLES), *_MORE_MARKERS)
+    return {
+        variant: Style(_STYLES[i % count].color, _STYLES[(i + i // count) % count].line, markers[i % len(markers)])
+        for i, variant in enumerate(variants)
+    }
 
 
 class Curve(NamedTuple):
@@ -183,12 +196,14 @@ def profiles(scores: Mapping[str, FloatArray], style: Mapping[str, Style]) -> st
     with rc_context(_SETTINGS):
         figure, axes = _new(7.6, 3.4)
         everything = np.concatenate([values.ravel() for values in scores.values()])
-        grid = np.linspace(min(0.0, float(everything.min())), max(1.0, float(everything.max())), 401)
+        grid = np.linspace(min(0.0, float(everything.min())), max(1.0, float(everything.max())), 201)
         for variant, values in scores.items():
-            color, line, _ = style[variant]
+            color, line, marker = style[variant]
+            band = profile_band(values, grid)
+            axes.fill_between(grid, band.low, band.high, color=color, alpha=0.15, linewidth=0, step="post")
             axes.plot(
-                grid, performance_profile(values, grid), color=color, linestyle=line, linewidth=1.8, label=variant,
-                drawstyle="steps-post",
+                grid, band.estimate, color=color, linestyle=line, marker=marker, markevery=20, markersize=5, linewidth=1.8,
+                label=variant, drawstyle="steps-post",
             )  # fmt: skip
         axes.set_xlabel("normalised score")
         axes.set_ylabel("share of runs above")

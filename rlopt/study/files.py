@@ -12,17 +12,22 @@ from typing import Any
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write `text` to a temporary file beside `path` and rename it to `path`.
+    """Write `text` as UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"), sync=sync)
+
+
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write `content` to a temporary file beside `path` and rename it to `path`.
 
     Args:
         path: The file to create or replace; its folder exists.
-        text: The content, written as UTF-8.
+        content: The content.
         sync: Wait until the disk has the content before renaming. Off for files that are worthless after a crash.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             if sync:
                 os.fsync(file.fileno())
@@ -49,12 +54,16 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If the file does not hold one; the message names the file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it or restore it") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a value of JSON")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -38,8 +39,8 @@ def machine() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the command that started this process as one would type it."""
-    arguments = list(sys.argv)
+    """Return the command that started this process as one would type it, without passwords in URLs."""
+    arguments = [hide_password(argument) for argument in sys.argv]
     # The host of a command is a detail of the installation: show `python`, and scripts relative to the working folder.
     if arguments and os.path.isabs(arguments[0]):
         arguments[0] = os.path.relpath(arguments[0]) if Path(arguments[0]).is_relative_to(Path.cwd()) else arguments[0]
@@ -49,6 +50,16 @@ def command_line() -> str:
         name = spec.name.removesuffix(".__main__")
         return shlex.join(["python", "-m", name, *arguments[1:]])
     return shlex.join(["python", *arguments])
+
+
+def hide_password(text: str) -> str:
+    """Return a text with `***` for the passwords in its URLs.
+
+    Example:
+        >>> hide_password("postgresql://me:secret@host/db")
+        'postgresql://me:***@host/db'
+    """
+    return re.sub(r"(\w://[^\s:/@]*):\S*@", r"\1:***@", text)
 
 
 def git_commit(folder: Path) -> str | None:

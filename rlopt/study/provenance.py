@@ -13,21 +13,25 @@ from rlopt.study.words import number
 
 
 def cost(results: StudyResults) -> list[Block]:
-    """Wall and CPU time per variant and task."""
+    """Wall and CPU time and memory per variant and task."""
     rows = []
     for entry in results.record.tasks:
         for variant in results.variants(entry.name):
             runs = results.finished(entry.name, variant)
             wall = [float(run.manifest["wall_seconds"]) for run in runs]
             cpu = [float(run.manifest["cpu_seconds"]) for run in runs]
+            peaks = [int(run.manifest["peak_rss_bytes"]) / 2**20 for run in runs if "peak_rss_bytes" in run.manifest]
             rows.append(
                 (entry.name, variant, f"{np.median(wall):.1f}", f"{min(wall):.1f} to {max(wall):.1f}",
-                 f"{np.median(cpu):.1f}", f"{entry.total_steps / np.median(wall):,.0f}")
+                 f"{np.median(cpu):.1f}", f"{entry.total_steps / np.median(wall):,.0f}", f"{max(peaks):,.0f}" if peaks else "")
             )  # fmt: skip
-    header = ("task", "variant", "wall s, median", "range", "CPU s, median", "steps per wall s")
+    header = ("task", "variant", "wall s, median", "range", "CPU s, median", "steps per wall s", "peak memory MiB, largest")
     return [
         Heading("Cost"),
-        Paragraph("Of one finished run with one thread, evaluations included; runs at the same time share the machine."),
+        Paragraph(
+            "Of one finished run with one thread, evaluations included; runs at the same time share the machine. Memory is that of "
+            "the process, with its libraries and without processes that it starts."
+        ),
         Table(header, tuple(rows), text_columns=2),
     ]
 
@@ -64,6 +68,11 @@ def method(results: StudyResults) -> list[Block]:
         "rounded down, so up to three runs are all kept.",
         "Intervals: 95 % percentile intervals of a stratified bootstrap over seeds, 50 000 repetitions, fixed seed.",
         f"Probability of improvement: P(variant {relation} baseline) + P(equal) / 2 over all pairs of seeds.",
+        "Seed by seed: p is the share of all patterns of signs of the differences whose mean is as far from 0 (two-sided; of "
+        "50 000 random ones if there are more). It is adjusted by Holm's method for all comparisons on single tasks, and apart "
+        "from these for all on all tasks together. The higher the correlation of both over seeds, the more is gained by "
+        "comparing seed by seed; below 0 it does harm.",
+        "Seeds for half the width: about how many seeds would halve the interval, if these few runs are typical.",
     ]
     return [
         Heading("How this was made"),

@@ -81,6 +81,10 @@ class StudyResults:
         """Return the final scores, shape (seeds,)."""
         return np.array([run.final for run in self.finished(task, variant)])
 
+    def seeds(self, task: str, variant: str) -> list[int]:
+        """Return the seeds of the final scores."""
+        return [run.seed for run in self.finished(task, variant)]
+
     def curves(self, task: str, variant: str) -> tuple[FloatArray, FloatArray]:
         """Return steps of shape (checkpoints,) and scores of shape (seeds, checkpoints)."""
         return align([(run.steps, run.scores) for run in self.finished(task, variant)])
@@ -178,6 +182,10 @@ def align(curves: list[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, Floa
 def _read_run(folder: Path, tasks: Mapping[str, Task]) -> RunResult | None:
     """Return the run in a folder, None if its task is not part of the study."""
     config = read_json(folder / "config.json")
+    missing = [name for name in ("task", "variant", "seed") if name not in config]
+    if missing or not isinstance(config["seed"], int):
+        what = f"no {missing[0]}" if missing else f"the seed {config['seed']!r}"
+        raise ValueError(f"{folder / 'config.json'} must hold the task, variant and seed of a run, got {what}; restore it")
     task = tasks.get(str(config["task"]))
     if task is None:
         return None

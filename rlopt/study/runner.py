@@ -18,7 +18,7 @@ from rlopt.study.launchers import Launcher, Local, make_launcher
 from rlopt.study.locks import lock_study
 from rlopt.study.machine import command_line
 from rlopt.study.record import update_study
-from rlopt.study.runs import announce, check_config, read_status, summarise
+from rlopt.study.runs import DONE, announce, check_config, read_status, summarise
 from rlopt.study.schedule import Schedule
 from rlopt.study.task import Task
 from rlopt.study.worker import RunFunction
@@ -114,7 +114,7 @@ def run_study(
         console.print("The same command goes on from here:", markup=False)
         console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
         return 128 + signals.received
-    return 0 if all(status == "finished" for status in statuses) else 1
+    return 0 if all(status in DONE for status in statuses) else 1
 
 
 class _Signals:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlopt.study.display import Display, Snapshot
-from rlopt.study.files import write_text
 from rlopt.study.grid import Run
 from rlopt.study.launchers import Ended, Start, Trial
+from rlopt.study.live import Place, Watch
 from rlopt.study.locks import lock_run, run_is_held
-from rlopt.study.runs import Status, announce, read_live, read_manifest, read_status, update_manifest
+from rlopt.study.runs import DONE, Status, announce, read_manifest, read_status, update_manifest
 from rlopt.study.worker import TAKEN
 
 _POLL_SECONDS = 0.2
@@ -63,9 +63,9 @@ class Schedule:
         self._losses: Counter[Path] = Counter()
         statuses = [read_status(run.folder) for run in runs]
         self._failed_before = {run.folder: _attempts(run) for run, status in zip(runs, statuses, strict=True) if status == "failed"}
-        open_runs = [run for run, status in zip(runs, statuses, strict=True) if status != "finished"]
+        open_runs = [run for run, status in zip(runs, statuses, strict=True) if status not in DONE]
         self.num_settled = len(runs) - len(open_runs)
-        self._num_runs = len(runs)
+        self._watch, self._places = Watch(), [Place(str(run), run.folder, run.total_steps) for run in runs]
         self._total_steps = sum(run.total_steps for run in runs)
         self._settled_steps = self._total_steps - sum(run.total_steps for run in open_runs)
         self._queue = deque(open_runs)
@@ -121,13 +121,15 @@ class Schedule:
             self._active.append(_Active(run, trial))
 
     def _has_ended(self, run: Run, status: Status) -> bool:
-        """Whether a run needs nothing more: it is finished, or has failed since this command began."""
-        return status == "finished" or (status == "failed" and _attempts(run) != self._failed_before.get(run.folder))
+        """Whether a run needs nothing more: it is done, or has failed since this command began."""
+        return status in DONE or (status == "failed" and _attempts(run) != self._failed_before.get(run.folder))
 
     def _settle(self, run: Run) -> None:
         manifest = read_manifest(run.folder)
         if manifest["status"] == "finished":
             self._display.say(f"{run} finished in {manifest['wall_seconds']:.0f} s")
+        elif manifest["status"] == "pruned":
+            self._display.say(f"{run} {manifest['reason']}")
         else:
             error = run.folder / "error.txt"
             place = error if error.exists() else run.folder / "output.txt"
@@ -162,21 +164,23 @@ class Schedule:
                 self._display.say(f"{run}: {cause}")
                 self._count(run)
             else:
-                if ended.text:
-                    write_text(run.folder / "output.txt", ended.text)
+                if status != "running":  # it did not come so far as to write there itself
+                    with (run.folder / "output.txt").open("a", encoding="utf-8") as output:
+                        output.write(ended.text)
                 hint = "; the usual cause is that memory ran out, try fewer jobs or a smaller buffer"
                 update_manifest(run.folder, status="failed", error=cause + (hint if ended.code == -signal.SIGKILL else ""))
                 self._settle(run)
 
     def _show(self) -> None:
-        live = {str(run): (run.total_steps, *read_live(run.folder)) for run in (*self._going, *self._elsewhere)}
+        rows = self._watch.rows(self._places)
+        running = {str(run) for run in (*self._going, *self._elsewhere)}
         self._display.update(
             Snapshot(
-                done_steps=self._settled_steps + sum(step for _, step, _ in live.values()),
+                done_steps=self._settled_steps + sum(row.step for row in rows if row.label in running),
                 total_steps=self._total_steps,
                 done_runs=self.num_settled,
-                total_runs=self._num_runs,
-                active={label: (step, steps, score) for label, (steps, step, score) in live.items()},
+                total_runs=len(self._places),
+                rows=rows,
             )
         )
 

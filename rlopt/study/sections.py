@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlopt.study import costs, figures, words
-from rlopt.study.comparison import VERDICTS, Comparison, compare, summary
+from rlopt.study.bootstrap import Interval, bootstrap_interval
+from rlopt.study.comparison import VERDICTS, Comparison, adjust, compare, note, summary
 from rlopt.study.document import Block, Figure, Heading, Items, Paragraph, Table
 from rlopt.study.figures import Curve, Style
+from rlopt.study.power import TooManySeedsError, seeds_needed
 from rlopt.study.results import StudyResults
 from rlopt.study.runs import summarise
-from rlopt.study.statistics import Interval, bootstrap_interval, iqm, mean, optimality_gap, sample_efficiency
+from rlopt.study.statistics import iqm, mean, optimality_gap, sample_efficiency
 from rlopt.study.task import Task
 
 FloatArray = NDArray[np.float64]
@@ -22,8 +24,8 @@ FloatArray = NDArray[np.float64]
 _THRESHOLDS = (0.5, 0.9)
 
 
-def opening(results: StudyResults) -> list[Block]:
-    """Title, size of the study, and the answer to its question."""
+def opening(results: StudyResults, compared: Mapping[str, list[Comparison]]) -> list[Block]:
+    """Title, size of the study, and the answer to its question: the comparisons of each task."""
     record = results.record
     counts = {len(results.finished(task.name, v)) for task in record.tasks for v in results.variants(task.name)}
     seeds = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
@@ -36,30 +38,39 @@ def opening(results: StudyResults) -> list[Block]:
             f"Runs: {summarise([run.status for run in results.runs])}."
         ),
     ]
-    compared = {task.name: comparisons(results, task) for task in record.tasks}
     sentences = [f"{name}: {text}" for name, found in compared.items() for text in summary(found)]
     if sentences:
-        note = "Numbers in brackets are 95 % intervals."
-        total = sum(len(found) for found in compared.values())
-        if total > 1:
-            note += f" {total} comparisons are made: the more, the sooner one seems to differ by chance."
-        blocks += [Heading("In short"), Items(tuple(sentences)), Paragraph(note)]
+        several = len(compared) > 1
+        labelled = {f"{c.variant} on {name}" if several else c.variant: c for name, found in compared.items() for c in found}
+        blocks += [
+            Heading("In short"),
+            Items(tuple(sentences)),
+            Paragraph(f"Numbers in brackets are 95 % intervals. {note(labelled)}"),
+        ]
     return blocks
 
 
-def comparisons(results: StudyResults, task: Task) -> list[Comparison]:
-    """Compare every variant that has finished runs on a task with the baseline."""
-    baseline, present = results.record.baseline, results.variants(task.name)
-    if baseline not in present:
-        return []
-    return [
-        compare(variant, results.finals(task.name, variant), baseline, results.finals(task.name, baseline), task.goal)
-        for variant in present
-        if variant != baseline
-    ]
+def comparisons(results: StudyResults) -> dict[str, list[Comparison]]:
+    """Compare, on each task, every variant that has finished runs with the baseline; p-values are adjusted for all of them."""
+    baseline, found = results.record.baseline, []
+    for task in results.record.tasks:
+        present = results.variants(task.name)
+        if baseline not in present:
+            continue
+        scores, seeds = results.finals(task.name, baseline), results.seeds(task.name, baseline)
+        for variant in present:
+            if variant != baseline:
+                pairs = (results.seeds(task.name, variant), seeds)
+                result = compare(variant, results.finals(task.name, variant), baseline, scores, task.goal, seeds=pairs)
+                found.append((task.name, result))
+    adjusted = adjust([result for _, result in found])
+    return {
+        task.name: [result for (name, _), result in zip(found, adjusted, strict=True) if name == task.name]
+        for task in results.record.tasks
+    }
 
 
-def task(results: StudyResults, record: Task, style: Mapping[str, Style]) -> list[Block]:
+def task(results: StudyResults, record: Task, compared: list[Comparison], style: Mapping[str, Style]) -> list[Block]:
     """Learning curves, final scores, comparison with the baseline and sample efficiency of one task."""
     name, variants = record.name, results.variants(record.name)
     if not variants:
@@ -71,7 +82,6 @@ def task(results: StudyResults, record: Task, style: Mapping[str, Style]) -> lis
         curves[variant] = Curve(steps, bootstrap_interval(scores[:, np.newaxis], iqm), scores)
     finals = {variant: results.finals(name, variant) for variant in variants}
     intervals = {variant: bootstrap_interval(scores, iqm) for variant, scores in finals.items()}
-    compared = comparisons(results, record)
     lower = "" if record.goal == "maximize" else " Lower is better."
     blocks: list[Block] = [
         Heading(name),
@@ -101,7 +111,8 @@ def aggregate(results: StudyResults, style: Mapping[str, Style]) -> list[Block]:
     if len(tasks) < 2:
         return []
     found = {variant: results.normalised_finals(variant) for variant in record.variants}
-    scores = {variant: values for variant, (seeds, values) in found.items() if len(seeds)}
+    found = {variant: (seeds, values) for variant, (seeds, values) in found.items() if seeds}
+    scores = {variant: values for variant, (_, values) in found.items()}
     if not scores:
         return [Heading("All tasks"), Paragraph("No seed is finished on all of them yet.")]
     scales = []
@@ -124,19 +135,24 @@ def aggregate(results: StudyResults, style: Mapping[str, Style]) -> list[Block]:
         Figure(
             "all-profiles",
             figures.profiles(scores, style),
-            "Performance profiles: for each normalised score, the share of runs (seeds and tasks pooled) above it.",
+            "Performance profiles: for each normalised score, the share of runs (seeds and tasks pooled) above it. "
+            "Bands: 95 % stratified bootstrap intervals, pointwise.",
         ),
     ]
     if record.baseline in scores and len(scores) > 1:
-        compared = [
-            compare(variant, values, record.baseline, scores[record.baseline])
-            for variant, values in scores.items()
-            if variant != record.baseline
-        ]
+        of_baseline, base = found[record.baseline]
+        compared = adjust(
+            [
+                compare(variant, values, record.baseline, base, seeds=(seeds, of_baseline))
+                for variant, (seeds, values) in found.items()
+                if variant != record.baseline
+            ]
+        )
         blocks += [
             Heading(f"Against {record.baseline}", 3),
             *_comparison_blocks("all", compared, style),
             Items(tuple(summary(compared))),
+            Paragraph(note({result.variant: result for result in compared})),
         ]
     return blocks
 
@@ -144,16 +160,28 @@ def aggregate(results: StudyResults, style: Mapping[str, Style]) -> list[Block]:
 def _score_table(finals: Mapping[str, FloatArray], intervals: Mapping[str, Interval]) -> Table:
     rows = tuple(
         (variant, words.interval(intervals[variant]), *(words.number(float(f(s))) for f in (np.mean, np.median, np.min, np.max)),
-         str(len(s)))
+         str(len(s)), _seeds_for_half(s, intervals[variant]))
         for variant, s in finals.items()
     )  # fmt: skip
-    return Table(("variant", "IQM [95 %]", "mean", "median", "min", "max", "seeds"), rows)
+    return Table(("variant", "IQM [95 %]", "mean", "median", "min", "max", "seeds", "seeds for half the width"), rows)
+
+
+def _seeds_for_half(scores: FloatArray, interval: Interval) -> str:
+    """Return about how many seeds would make an interval half as wide."""
+    half = float(interval.high - interval.low) / 4
+    if len(scores) < 3 or half <= 0.0:
+        return ""
+    try:
+        return f"about {seeds_needed(scores, half_width=half, repetitions=5_000)}"
+    except TooManySeedsError:
+        return "over 1000"
 
 
 def _comparison_blocks(key: str, compared: list[Comparison], style: Mapping[str, Style]) -> list[Block]:
     baseline = compared[0].baseline
     rows = tuple((c.variant, VERDICTS.get(c.verdict, c.verdict), words.share(c.improvement)) for c in compared)
     drawing = figures.improvement({c.variant: c.improvement for c in compared}, baseline, style)
+    pairs = tuple((c.variant, *_paired_cells(c)) for c in compared)
     return [
         Table(("variant", "verdict", "P(improvement) [95 %]"), rows, text_columns=2),
         Figure(
@@ -161,7 +189,17 @@ def _comparison_blocks(key: str, compared: list[Comparison], style: Mapping[str,
             drawing,
             f"Probability that a run of the variant beats a run of {baseline}, with 95 % intervals.",
         ),
+        Paragraph(f"Seed by seed, score minus that of {baseline} with the same seed:"),
+        Table(("variant", "mean difference [95 %]", "pairs", "correlation", "p", "p, adjusted"), pairs),
     ]
+
+
+def _paired_cells(comparison: Comparison) -> tuple[str, ...]:
+    paired, adjusted = comparison.paired, comparison.adjusted_p
+    if paired is None or adjusted is None:
+        return ("no shared seeds", "", "", "", "")
+    correlation = "" if np.isnan(paired.correlation) else f"{paired.correlation:.2f}"
+    return (words.interval(paired.difference), str(paired.num_pairs), correlation, f"{paired.p_value:.2g}", f"{adjusted:.2g}")
 
 
 def _ratios(task: Task, intervals: Mapping[str, Interval]) -> list[Block]:

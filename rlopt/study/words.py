@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rlopt.study.statistics import Interval
+from rlopt.study.bootstrap import Interval
 
 
 def interval(found: Interval) -> str:

@@ -10,20 +10,28 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+import numpy as np
+
+from rlopt.study.events import write_outcome
 from rlopt.study.files import read_json, write_text
 from rlopt.study.locks import hold_run
 from rlopt.study.machine import git_commit, machine, versions
-from rlopt.study.runs import now, prepare, read_evaluations, read_manifest, update_manifest
+from rlopt.study.pruning import RULE_KEY, Pruned
+from rlopt.study.record import read_study
+from rlopt.study.resources import Meter, Usage, log
+from rlopt.study.results import final_score
+from rlopt.study.runs import DONE, Evaluation, now, prepare, read_evaluations, read_live, read_manifest, update_manifest
 
 RunFunction = Callable[[dict[str, Any], int, Path], None]
 
@@ -79,25 +87,53 @@ def execute(folder: Path, function: str, command: str, attempt: int) -> int:
         update_manifest(folder, git_commit=git_commit(Path(source).parent) if source else None)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
+        config.pop(RULE_KEY, None)  # the recorder's business
         callable_(config, int(config["seed"]), folder)
     except (Stopped, KeyboardInterrupt):
         outcome, code = {"status": "interrupted"}, 128 + signal.SIGTERM
+    except Pruned as pruned:
+        outcome = {"status": "pruned", "reason": str(pruned)}
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # nothing goes on from it
     except BaseException as error:
         write_text(folder / "error.txt", traceback.format_exc())
         summary = " ".join(f"{type(error).__name__}: {error}".split())
         outcome, code = {"status": "failed", "error": summary}, 1
     _ignore_stops()  # the outcome is known: write it
-    rows = read_evaluations(folder)
+    rows, wall = read_evaluations(folder), time.monotonic() - start
+    usage = _usage(folder, rows, wall)
     update_manifest(
         folder,
         **outcome,
         end=now(),
-        wall_seconds=round(time.monotonic() - start, 3),
+        wall_seconds=round(wall, 3),
         cpu_seconds=round(time.process_time() - cpu, 3),
+        steps_per_second=usage.steps_per_second,
+        peak_rss_bytes=usage.peak_rss_bytes,
         num_evaluations=len(rows),
     )
     (folder / "live.json").unlink(missing_ok=True)
+    log(folder, usage)
+    if outcome["status"] == "finished" and rows:
+        points = [(row.step, row.score) for row in rows]
+        write_outcome(
+            folder, config, final_score(np.array([row.score for row in rows]), _final_evaluations(folder, config)), points
+        )
     return code
+
+
+def _usage(folder: Path, rows: Sequence[Evaluation], wall: float) -> Usage:
+    """Return what the run used, with its average speed, start and evaluations included."""
+    live = read_live(folder)
+    step = max([live.step, *(row.step for row in rows[-1:])])
+    done = step - live.start_step
+    return Meter().usage(step, round(done / wall, 3) if done > 0 and wall > 0 else None)
+
+
+def _final_evaluations(folder: Path, config: Mapping[str, Any]) -> int | None:
+    """Return how many evaluations the final score averages, as the study says; None outside of one."""
+    study = folder.parents[2]
+    tasks = read_study(study).tasks if (study / "study.json").exists() else ()
+    return next((task.final_evaluations for task in tasks if task.name == config.get("task")), None)
 
 
 def main() -> int:
@@ -111,7 +147,7 @@ def main() -> int:
         if not hold_run(folder):
             return TAKEN
         manifest = read_manifest(folder)
-        if manifest.get("status") == "finished" or manifest.get("attempts", 0) != int(attempts):
+        if manifest.get("status") in DONE or manifest.get("attempts", 0) != int(attempts):
             return TAKEN
         prepare(folder)
         with (folder / "output.txt").open("ab") as output:

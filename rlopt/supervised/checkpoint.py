@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rlopt.files.checkpoint import finish, make_scratch, read_manifest, remove_all_but
+from rlopt.files.checkpoint import finish, make_scratch, pass_over, read_manifest, remove_all_but
 from rlopt.files.state_file import read_state, write_state
 from rlopt.supervised.distributed import Processes
 
@@ -84,9 +83,7 @@ def newest_good(paths: Sequence[Path]) -> Path | None:
         try:
             read_manifest(path, _KIND)
         except ValueError as error:
-            warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=3)
+            pass_over(error, is_last=path == paths[0])
         else:
             return path
-    if paths:
-        raise ValueError(f"no checkpoint in {paths[-1].parent} can be read: move them away to start again.")
     return None

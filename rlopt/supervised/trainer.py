@@ -292,7 +292,7 @@ class Trainer:
         )  # fmt: skip
 
     def resume(self) -> bool:
-        """Continue from the newest checkpoint in the folder; all processes must call it, any number of them.
+        """Continue from the newest checkpoint in the folder that is not damaged; all processes must call it, any number of them.
 
         Returns:
             Whether there was one.
@@ -312,8 +312,12 @@ class Trainer:
         tensors = merge(tensors, path, self.model, self.optimizer, self._sharding)
         everyone = tensors.get("processes", {"random": [{"draws": tensors["draws"], "layers": {}}]})["random"]
         own = everyone[self._processes.rank] if self._processes.rank < len(everyone) else None
-        self.model.load_state_dict({**tensors["model"], **({} if own is None else own["layers"])})
-        self.optimizer.load_state_dict(tensors["optimizer"])
+        try:
+            self.model.load_state_dict({**tensors["model"], **({} if own is None else own["layers"])})
+            self.optimizer.load_state_dict(tensors["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"model and optimizer must be those of the run in {path}, got others: {reason}") from None
         self.data.load_state_dict(tensors["data"])
         self._stepper.scaler.load_state_dict(tensors["scaler"])
         if own is not None:
@@ -324,6 +328,7 @@ class Trainer:
         if self._best is not None and tensors["best"]:
             self._best.load_state_dict(tensors["best"])
         self.step, self.history, self.evaluations = record["step"], record["history"], record["evaluations"]
+        self._owns_folder = True
         self.num_skipped_updates = record.get("num_skipped_updates", 0)
         return True
 

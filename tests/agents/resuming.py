@@ -38,6 +38,7 @@ from rlopt.agents import (
     TransformerExtractor,
 )
 from rlopt.nn import MoEConfig, TransformerConfig
+from rlopt.optim import LBFGS
 from rlopt.optim.factory import OPTIMIZERS
 
 TOTAL, STOP = 240, 120
@@ -79,7 +80,8 @@ def native(name: str, **options: Any) -> Any:
 
 CASES: dict[str, Callable[[], Any]] = {
     **{f"dqn_{name}": functools.partial(discrete, replay_buffer_class=getattr(rlopt.replay, name)) for name in REPLAYS},
-    **{f"dqn_{name}": functools.partial(discrete, optimizer=name) for name in OPTIMIZERS if name != "scale_invariant_sgd"},
+    **{f"dqn_{name}": functools.partial(discrete, optimizer=LBFGS(lr=0.1) if name == "lbfgs" else name)  # at lr 1 it diverges
+       for name in OPTIMIZERS if name != "scale_invariant_sgd"},
     **{f"{kind.__name__}_{name}": functools.partial(continuous, kind, optimizer=name)
        for kind in (DDPG, TD3, SAC) for name in ("adam", "locoprop", "muon")},
     **{f"{kind.__name__}_{name}": functools.partial(continuous, kind, replay_buffer_class=getattr(rlopt.replay, name))

@@ -20,10 +20,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import rlopt_envs  # noqa: F401  # registers its environments
 from rlopt.agents import DDPG, DQN, PPO, SAC, TD3, Checkpoints, HistoryWrapper, SequenceLearning, TransformerExtractor
+from rlopt.files.state_file import read_state
 from rlopt.nn import TransformerConfig
 from rlopt.optim import LBFGS, Adam, Kfac, LocoPropSpec, NonFiniteError, Sam, Sgd
 from rlopt.replay import IntrospectiveReplay, PrioritizedReplay
-from rlopt.files.state_file import read_state
 
 AGENTS: dict[str, Any] = {"DQN": DQN, "DDPG": DDPG, "TD3": TD3, "SAC": SAC, "PPO": PPO}
 LOSSES = {"DQN": "the loss", "DDPG": "the loss of the critic", "TD3": "the loss of the critic", "SAC": "the loss of the critic",

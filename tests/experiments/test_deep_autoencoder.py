@@ -5,11 +5,9 @@ import csv
 import inspect
 import json
 import math
-import sys
 from importlib.util import find_spec
 from itertools import pairwise
 
-import _autoencoder_search as search
 import _autoencoder_training as training
 import deep_autoencoder as experiment
 import numpy as np
@@ -22,7 +20,6 @@ from torch import nn
 
 from rlopt.data import Dataset
 from rlopt.optim import build_optimizer
-from rlopt.study import Task
 from rlopt.study.runs import update_manifest
 
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="a search needs optuna")
@@ -42,11 +39,12 @@ OPTIONS = [
         "--optimizers",
         "--output",
         "--preset",
+        "--pruner",
         "--schedule-epochs",
         "--search",
         "--search-epochs",
     ),
-    *("--seeds", "--warmup-epochs", "--widths"),
+    *("--seeds", "--storage", "--warmup-epochs", "--widths"),
 ]
 
 
@@ -197,7 +195,8 @@ def test_given_rates_replace_defaults():
 def test_a_trial_is_a_shorter_run_with_the_schedule_in_proportion():
     task = experiment.search_task(experiment.parse(["--search", "3"]))
     assert (task.total_steps, task.config["epochs"], task.config["warmup_epochs"], task.config["eval_every"]) == (10, 10, 0.5, 10)
-    assert experiment.search_task(experiment.parse(["--search", "3", "--search-epochs", "25"])).config["warmup_epochs"] == 1.25
+    task = experiment.search_task(experiment.parse(["--search", "3", "--search-epochs", "25", "--pruner", "median"]))
+    assert (task.config["warmup_epochs"], task.config["eval_every"]) == (1.25, 3)
 
 
 def test_published_schedule():
@@ -345,86 +344,64 @@ def test_images_without_a_test_part_have_no_test_loss(tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick_runs(monkeypatch):
-    """Runs of a search in no time: the loss of adam has its minimum at 0.1; sgd diverges, and lamb fails above 0.01.
+    """Runs in no time: the loss of adam has its minimum at 0.1; sgd diverges, and lamb fails above 0.01.
 
     Returns the configs of all runs that were made.
     """
     configs = []
 
-    def study_of(function, tasks, variants, seeds, folder, jobs):
-        assert function == search.FUNCTION
+    def study_of(function, tasks, variants, seeds, folder, jobs, launcher, retries, baseline=None):
+        assert function.endswith("_autoencoder_training.py:train")
         for variant, options in variants.items():
-            configs.append({**tasks[0].config, **options})
-            place = folder / tasks[0].name / variant / f"seed_{seeds[0]}"
-            place.mkdir(parents=True, exist_ok=True)
-            fails = options["optimizer"] == "lamb" and options["lr"] > 0.01
-            loss = training.LARGEST_LOSS if options["optimizer"] == "sgd" else abs(math.log(options["lr"] / 0.1)) + 1
-            (place / "evaluations.csv").write_text(f"step,score,seconds\n1,{loss},0.1\n")
-            update_manifest(place, status="failed" if fails else "finished")
+            for seed in seeds:
+                configs.append({**tasks[0].config, **options, "seed": seed})
+                place = folder / tasks[0].name / variant / f"seed_{seed}"
+                place.mkdir(parents=True, exist_ok=True)
+                fails = options["optimizer"] == "lamb" and options["lr"] > 0.01
+                loss = training.LARGEST_LOSS if options["optimizer"] == "sgd" else abs(math.log(options["lr"] / 0.1)) + 1
+                (place / "evaluations.csv").write_text(f"step,score,seconds\n1,{loss},0.1\n")
+                update_manifest(place, status="failed" if fails else "finished")
         return 0
 
     monkeypatch.setattr("rlopt.study.search.run_study", study_of)
+    monkeypatch.setattr("rlopt.study.tuning.run_study", study_of)
+    monkeypatch.setattr("rlopt.study.reporting.report", lambda folder: folder / "report.html")
     return configs
 
 
 @needs_optuna
 def test_search_takes_the_rate_with_the_lowest_loss(tmp_path, capsys, quick_runs):
-    task = Task("t", 1, {"epochs": 1}, goal="minimize")
-    rates = search.search_rates(task, {"adam": 0.03, "lamb": 0.01}, 7, tmp_path, 1)
-    found = json.loads((tmp_path / "search.json").read_text())
-    assert (found["epochs"], found["seed"]) == (1, 1_000_000)
+    arguments = ["--learning-rates", "adam=0.03", "lamb=0.01", "--search", "7", "--output", str(tmp_path), "--name", "s"]
+    assert experiment.main([*TINY, "--optimizers", "adam", "lamb", *arguments]) == 0
+    found = json.loads((tmp_path / "s" / "search.json").read_text())["tasks"]["curves14"]
     for name, centre in (("adam", 0.03), ("lamb", 0.01)):
-        entry = found["optimizers"][name]
-        tried = [trial["lr"] for trial in entry["trials"]]
-        assert tried == [config["lr"] for config in quick_runs if config["optimizer"] == name]
-        assert len(tried) == 7
-        assert tried[0] == centre
-        assert entry["range"] == pytest.approx([centre / 30, centre * 30])
-        assert all(entry["range"][0] <= rate <= entry["range"][1] for rate in tried)
-        losses = [trial["loss"] for trial in entry["trials"]]
-        assert entry["best_lr"] == rates[name] == tried[int(np.argmin(losses))]
+        entry = found[name]
+        tried = [trial["values"]["lr"] for trial in entry["trials"]]
+        assert tried == [config["lr"] for config in quick_runs if config["optimizer"] == name and config["seed"] == 1_000_000]
+        assert (len(tried), tried[0]) == (7, centre)
+        assert (entry["trial_steps"], entry["seeds"]) == (1, [1_000_000])
+        span = entry["ranges"]["lr"]
+        assert [span["low"], span["high"]] == pytest.approx([centre / 30, centre * 30])
+        losses = [trial["score"] for trial in entry["trials"]]
+        assert entry["values"]["lr"] == tried[int(np.argmin(losses))]
         expected = [training.LARGEST_LOSS if name == "lamb" and rate > 0.01 else abs(math.log(rate / 0.1)) + 1 for rate in tried]
         assert losses == pytest.approx(expected)
-        assert [trial["failed"] for trial in entry["trials"]] == [name == "lamb" and rate > 0.01 for rate in tried]
-    failed = sum(trial["failed"] for trial in found["optimizers"]["lamb"]["trials"])
-    assert 0 < failed < 7
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"adam: learning rate {rates['adam']:g}"
-    assert lines[1] == f"lamb: learning rate 0.01; {failed} of 7 trials failed, see error.txt in {tmp_path / 'search'}"
+        compared = [(config["lr"], config["epochs"]) for config in quick_runs if (config["optimizer"], config["seed"]) == (name, 0)]
+        assert compared == [(entry["values"]["lr"], 2)]
+    assert 0 < found["lamb"]["failed"] < 7
+    assert f"curves14 / lamb: lr = 0.01; 7 trials, {found['lamb']['failed']} failed." in capsys.readouterr().out
 
 
 @needs_optuna
-def test_the_edge_of_a_range_is_told(tmp_path, capsys, quick_runs):
-    rates = search.search_rates(Task("t", 1, goal="minimize"), {"adam": 1e-3}, 12, tmp_path, 1)
-    assert rates["adam"] > 0.015
-    said = capsys.readouterr().out
-    assert said == f"adam: learning rate {rates['adam']:g}, at the upper edge of the range from 3.33e-05 to 0.03\n"
-
-
-@needs_optuna
-def test_rates_that_all_diverge_are_refused_and_later_optimizers_stand_beside_earlier_ones(tmp_path, quick_runs):
-    task = Task("t", 1, goal="minimize")
-    search.search_rates(task, {"adam": 0.03}, 2, tmp_path, 1)
-    with pytest.raises(ValueError, match=r"learning_rates must name a rate at which sgd does not diverge, but none of 3 trials"):
-        search.search_rates(task, {"sgd": 0.03}, 3, tmp_path, 1)
-    found = json.loads((tmp_path / "search.json").read_text())["optimizers"]
-    assert {name: len(of["trials"]) for name, of in found.items()} == {"adam": 2, "sgd": 3}
+def test_rates_that_all_diverge_are_refused(tmp_path, capsys, quick_runs):
+    assert experiment.main([*TINY, "--optimizers", "sgd", "--search", "3", "--output", str(tmp_path)]) == 2
+    assert "but none of 3 trials of sgd on curves14 ended well; see" in capsys.readouterr().err
 
 
 @needs_optuna
 def test_a_search_that_is_stopped_ends_the_command_with_its_status(tmp_path, monkeypatch):
     monkeypatch.setattr("rlopt.study.search.run_study", lambda *args, **options: 130)
     assert experiment.main([*TINY, "--optimizers", "sgd", "--search", "2", "--output", str(tmp_path)]) == 130
-
-
-def test_a_search_without_optuna_is_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    assert experiment.main([*TINY, "--optimizers", "sgd", "--search", "2", "--output", str(tmp_path)]) == 2
-    message = (
-        "error: search is not possible here: optuna must be installed for a search, but is not: pip install 'rlopt[search]'.\n"
-    )
-    assert capsys.readouterr().err == message
-    assert not list(tmp_path.iterdir())
 
 
 @needs_optuna
@@ -443,12 +420,12 @@ def test_comparison_end_to_end(tmp_path, capsys):
     assert float(costs["adam"]["relative_seconds"]) == 1.0
     assert float(costs["locoprop_m"]["relative_seconds"]) > 1.0
     assert costs["locoprop_m"]["equal_seconds"] == costs["adam"]["equal_seconds"]  # adam is the quicker one
-    assert "| locoprop_m |" in text
+    assert "Budgets are equal" in text
     found = json.loads((tmp_path / "s" / "search.json").read_text())
-    assert {name: len(of["trials"]) for name, of in found["optimizers"].items()} == {"adam": 2, "locoprop_m": 2}
+    assert {name: len(of["trials"]) for name, of in found["tasks"]["curves14"].items()} == {"adam": 2, "locoprop_m": 2}
     folder = tmp_path / "s" / "curves14" / "adam" / "seed_0"
     options = json.loads((folder / "config.json").read_text())
-    assert (options["optimizer"], options["lr"]) == ("adam", found["optimizers"]["adam"]["best_lr"])
+    assert (options["optimizer"], options["lr"]) == ("adam", found["tasks"]["curves14"]["adam"]["values"]["lr"])
     trial = next((tmp_path / "s" / "search" / "curves14").glob("adam_trial_*/seed_*/manifest.json"))
     before = [path.stat().st_mtime_ns for path in (folder / "manifest.json", trial)]
 
@@ -456,7 +433,7 @@ def test_comparison_end_to_end(tmp_path, capsys):
     assert experiment.main(words) == 0
     said = capsys.readouterr().out
     assert "2 of 2 runs are finished already." in said
-    assert f"adam: learning rate {found['optimizers']['adam']['best_lr']:g}" in said
+    assert f"curves14 / adam: lr = {options['lr']:.4g}; 2 trials" in said
     assert [path.stat().st_mtime_ns for path in (folder / "manifest.json", trial)] == before
 
     assert experiment.main([*words, "--activation", "relu"]) == 2

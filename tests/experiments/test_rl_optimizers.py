@@ -26,7 +26,18 @@ OPTIONS = [
     *("--action-noise", "--agents", "--apply-to", "--batch-size", "--buffer-size", "--device", "--double-q", "--env-id"),
     *("--eval-episodes", "--exploration-final-eps", "--exploration-fraction", "--gamma", "--gradient-steps", "--help", "--jobs"),
     *("--learning-rates", "--learning-starts", "--n-steps", "--name", "--net-arch", "--num-evaluations", "--optimizers"),
-    *("--output", "--policy-delay", "--preset", "--seeds", "--target-update-interval", "--tau", "--total-timesteps"),
+    *(
+        "--output",
+        "--policy-delay",
+        "--preset",
+        "--pruner",
+        "--search",
+        "--seeds",
+        "--storage",
+        "--target-update-interval",
+        "--tau",
+    ),
+    "--total-timesteps",
     "--train-freq",
 ]
 # 4 phases of 2 steps.

@@ -29,6 +29,7 @@ def fail_on_seed_one(config, seed, folder):
 
 def killed_on_seed_one(config, seed, folder):
     if seed == 1:
+        print("last words", flush=True)  # noqa: T201
         os.kill(os.getpid(), signal.SIGKILL)
     score_is_level(config, seed, folder)
 
@@ -123,3 +124,15 @@ def walks(config, seed, folder):
         recorder.evaluation(step, position)
         path.parent.mkdir(exist_ok=True)
         write_json(path, {"step": step, "position": position, "generator": rng.bit_generator.state})
+
+
+def saves_slowly(config, seed, folder):
+    """Needs a second to save its state when it is stopped."""
+    try:
+        Recorder(folder).progress(1)
+        time.sleep(120)
+    except BaseException:
+        (folder / "saving").touch()
+        time.sleep(1)
+        (folder / "saved").touch()
+        raise

@@ -9,11 +9,12 @@ from folders import rows, write_curve
 from matplotlib.axes import Axes
 
 from rlopt.study import Costs, Task, report
-from rlopt.study.costs import cost_rows, to_csv
+from rlopt.study.costs import CostRow, cost_rows
 from rlopt.study.figures import TimedCurve, styles, time_curves
 from rlopt.study.files import read_json
 from rlopt.study.record import read_study, update_study
 from rlopt.study.results import read_results
+from rlopt.study.tables import to_csv
 
 COSTS = Costs("epoch", "seconds", memory="bytes")
 TASK = Task("T", 4, goal="minimize", score_name="loss", step_name="epochs", log_scale=True, final_evaluations=1, costs=COSTS)
@@ -142,7 +143,7 @@ def test_without_a_finished_baseline_only_costs_are_told(study):
         (study / "T" / "base" / f"seed_{seed}" / "progress.csv").unlink()
     row = table(study)["slow"]
     assert (row.seconds, row.relative_seconds, row.equal_seconds, row.equal_score) == (120, None, None, None)
-    assert to_csv([row]).splitlines()[1] == "slow,3,20.0,120.0,,,,,3.0"
+    assert to_csv(CostRow._fields, [row]).splitlines()[1] == "slow,3,20.0,120.0,,,,,3.0"
 
 
 def test_a_study_without_memory_has_no_column_for_it(study):

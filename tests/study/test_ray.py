@@ -39,7 +39,7 @@ def cluster():
             with contextlib.suppress(Exception):
                 found.shutdown()
             for process in psutil.Process().children(recursive=True):
-                if folder in " ".join(process.cmdline()):
+                if folder in command_of(process):
                     process.kill()
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -71,7 +71,7 @@ def test_a_study_survives_the_loss_of_a_node(cluster, expected, tmp_path, capsys
         [node] = cluster.worker_nodes
 
         def lost_seeds():
-            commands = [" ".join(process.cmdline()) for process in processes_of(node)]
+            commands = [command_of(process) for process in processes_of(node)]
             return [
                 seed
                 for seed in range(8)
@@ -81,7 +81,7 @@ def test_a_study_survives_the_loss_of_a_node(cluster, expected, tmp_path, capsys
 
         wait_for(lambda: killed.extend(lost_seeds()) or killed)
         for process in processes_of(node):
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
 
     thread = threading.Thread(target=kill_a_node)
@@ -103,6 +103,12 @@ def processes_of(node):
     [raylet] = [entry.process for entry in node.all_processes["raylet"]]
     parent = psutil.Process(raylet.pid)
     return [parent, *parent.children(recursive=True)]
+
+
+def command_of(process):
+    with contextlib.suppress(psutil.Error):  # it may have ended
+        return " ".join(process.cmdline())
+    return ""
 
 
 def test_a_study_on_ray_is_stopped_in_order_and_goes_on_with_another_launcher(cluster, expected, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The report of a study whose numbers are known, and what the command line says about it."""
 
+import csv
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -11,8 +12,8 @@ import pytest
 from folders import rows, write_run
 
 from rlopt.__main__ import main
-from rlopt.study import Task, report
-from rlopt.study.comparison import compare
+from rlopt.study import Task, bootstrap_interval, paired_difference, report, seeds_needed
+from rlopt.study.comparison import adjust, compare, note
 from rlopt.study.figures import styles
 from rlopt.study.record import update_study
 from rlopt.study.results import align, final_score, read_results
@@ -54,8 +55,79 @@ def test_final_scores_are_the_mean_of_the_last_tenth(text):
     table = rows(text, "### Final scores")
     # Finals of base: 11..15, interquartile mean of five is the mean of the middle three.
     assert table["base"][0].startswith("13.0 [")
-    assert table["base"][1:] == ["13.0", "13.0", "11.0", "15.0", "5"]
-    assert table["good"][1:] == ["93.0", "93.0", "91.0", "95.0", "5"]  # the failed run counts nowhere
+    assert table["base"][1:6] == ["13.0", "13.0", "11.0", "15.0", "5"]
+    assert table["good"][1:6] == ["93.0", "93.0", "91.0", "95.0", "5"]  # the failed run counts nowhere
+
+
+def test_seeds_for_half_the_width_are_told(text):
+    scores = np.arange(11.0, 16.0)
+    low, high = bootstrap_interval(scores)[1:]
+    number = rows(text, "### Final scores")["base"][6]
+    assert number == f"about {seeds_needed(scores, half_width=float(high - low) / 4, repetitions=5_000)}"
+    assert 20 <= int(number.removeprefix("about ")) <= 32  # four times as many, and the correction for small samples
+
+
+def test_runs_with_equal_seeds_are_compared_in_pairs(text):
+    table = rows(text, "Seed by seed, score minus that of base")
+    # Each seed of `good` is 80 above that of base: two of 2^5 patterns of signs; four comparisons are made.
+    assert table["good"] == ["80.0 [80.0, 80.0]", "5", "1.00", "0.062", "0.25"]
+    assert table["same"] == ["0.00 [0.00, 0.00]", "5", "1.00", "1", "1"]
+    assert "4 comparisons are made: the more, the sooner one seems to differ by chance." in text
+    assert "adjusted for that by Holm's method, are at most 0.05 for none. With so few shared seeds none can be below 0.25" in text
+    aggregate = rows(text.split("## All tasks", 1)[1], "Seed by seed, score minus that of base")
+    assert aggregate["good"][1:] == ["10", "1.00", "0.002", "0.0039"]  # 2 / 2^10, twice that
+    assert "are at most 0.05 for good." in text
+
+
+def test_tables_as_csv(reported):
+    with (reported / "runs.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == 31
+    assert [runs[0][name] for name in ("task", "variant", "seed", "status", "final_score", "wall_seconds")] == [
+        "Alpha", "base", "0", "finished", "11.0", "10.0",
+    ]  # fmt: skip
+    (failed,) = [run for run in runs if run["status"] == "failed"]
+    assert (failed["seed"], failed["final_score"]) == ("5", "")
+    with (reported / "comparisons.csv").open(newline="") as file:
+        found = {(row["task"], row["variant"]): row for row in csv.DictReader(file)}
+    assert set(found) == {(task, variant) for task in ("Alpha", "Beta") for variant in ("good", "same")}
+    row = found["Alpha", "good"]
+    assert (row["baseline"], row["verdict"], row["iqm"], row["baseline_iqm"], row["pairs"]) == (
+        "base",
+        "better",
+        "93.0",
+        "13.0",
+        "5",
+    )
+    low, high = bootstrap_interval(np.arange(91.0, 96.0))[1:]
+    assert (float(row["iqm_low"]), float(row["iqm_high"])) == (low, high)
+    assert (row["mean_difference"], row["p"], row["p_adjusted"]) == ("80.0", "0.0625", "0.25")
+    assert (row["probability_of_improvement"], row["variance_ratio"]) == ("1.0", "0.0")
+
+
+def test_seeds_of_one_variant_only_are_left_out_of_the_pairs():
+    scores, baseline = np.array([5.0, 7.0, 1.0]), np.array([4.0, 5.0, 100.0])
+    result = compare("a", scores, "b", baseline, seeds=([1, 0, 7], [0, 1, 8]))
+    assert result.paired == paired_difference([5.0, 7.0], [5.0, 4.0])  # seeds 1 and 0
+    assert float(result.paired.difference.estimate) == 1.5
+    assert compare("a", scores, "b", baseline, seeds=([1, 2, 3], [3, 4, 5])).paired is None
+    assert compare("a", scores, "b", baseline).paired is None
+
+
+def test_p_values_are_adjusted_for_all_comparisons_that_have_one():
+    rng = np.random.default_rng(0)
+    base, seeds = rng.normal(size=8), range(8)
+    found = [compare(str(level), base + rng.normal(level, 1.0, size=8), "b", base, seeds=(seeds, seeds)) for level in (0.3, 2.0)]
+    found.append(compare("apart", base, "b", base, seeds=(range(10, 18), seeds)))
+    first, second, apart = adjust(found)
+    small, large = sorted([first, second], key=lambda result: result.paired.p_value)
+    assert small.adjusted_p == 2 * small.paired.p_value
+    assert large.adjusted_p == max(2 * small.paired.p_value, large.paired.p_value)
+    assert apart.adjusted_p is None
+    text = note({"first": first, "second": second, "apart": apart})
+    assert text.startswith("3 comparisons are made")
+    assert "are at most 0.05 for second." in text
+    assert note({"apart": apart}) == "No p-values: no two runs of a variant and the baseline share a seed."
 
 
 def test_verdicts(text):
@@ -197,6 +269,13 @@ def test_variants_differ_in_colour_line_and_marker():
         assert len(set(column)) == 8
 
 
+def test_sixty_four_variants_differ_in_each_pair_of_colour_line_and_marker():
+    """In print there is no colour; on a curve without markers there is no marker."""
+    found = list(styles([f"v{index}" for index in range(64)]).values())
+    for first, second in (("color", "line"), ("color", "marker"), ("line", "marker")):
+        assert len({(getattr(style, first), getattr(style, second)) for style in found}) == 64
+
+
 def luminance(color):
     channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
@@ -230,8 +309,36 @@ def test_compare_command(study, tmp_path, capsys, monkeypatch):
         write_run(other, "Alpha", "base", seed, [50.0 + seed])
     assert main(["compare", str(study), str(other)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "Alpha" in line)
-    # Of `other` the last two evaluations are 0 and 50 + seed.
-    assert re.search(r"base +13 \[.*\] +26 \[.*\] +1 \[1, 1\] +better", line)
+    # Of `other` the last two evaluations are 0 and 50 + seed; the differences of the finals are 14, 13.5, ..., 12.
+    assert re.search(r"base +13 \[.*\] +26 \[.*\] +1 \[1, 1\] +better +13 \[.*\] +0.062 +0.062 *$", line)
+
+
+def test_power_command(study, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["power", str(study), "--half-width", "0.5"]) == 0
+    output = capsys.readouterr().out
+    line = next(line for line in output.splitlines() if "Alpha" in line and "base" in line)
+    needed = seeds_needed(np.arange(11.0, 16.0), half_width=0.5)
+    assert re.fullmatch(rf" *Alpha +base +5 +13 \[.*\] +{needed} *", line)
+    assert "Seeds for an interval of the IQM of ± 0.5, if these runs are typical" in output
+    assert main(["power", str(study), "--difference", "2"]) == 0
+    assert "a difference of 2 shown in 80 % of all studies" in capsys.readouterr().out
+    assert main(["power", str(study), "--half-width", "0.001", "--max-seeds", "50"]) == 0
+    assert capsys.readouterr().out.count("over 50") == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "either --half-width or --difference must be given, and not both"),
+        (["--half-width", "0"], "half_width must be > 0, got 0.0"),
+    ],
+)
+def test_power_command_refuses_in_one_line(study, capsys, options, message):
+    assert main(["power", str(study), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", [["status"], ["report"]])

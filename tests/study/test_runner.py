@@ -90,6 +90,7 @@ def test_a_run_whose_process_is_killed_each_time_fails_in_the_end(tmp_path, caps
     assert "seed 1 failed: killed by SIGKILL, 3 times; the usual cause is that memory ran out" in output
     failed = tmp_path / "s" / "toy-A-v0" / "base" / "seed_1"
     assert (read_status(failed), read_manifest(failed)["attempts"]) == ("failed", 3)
+    assert (failed / "output.txt").read_text() == "last words\n"
     assert run(tmp_path / "s", variants={"base": {"level": 1.0}}) == 0  # the next command tries again
 
 

@@ -9,80 +9,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-import parabolas
+import psutil
 import pytest
-from parabolas import PLACE
 from scipy import stats
+from searching import VARIANTS, FakeStudy, Killed, rates, search
 
 import rlopt.study.search as module
-from rlopt.study import Range, SearchStoppedError, Task, Trial, Tuned, tune
-from rlopt.study.grid import expand
+from rlopt.study import Range, SearchStoppedError, Task, Trial, Tuned
 from rlopt.study.ranges import filled, ranges_in
-from rlopt.study.runs import announce, check_config, prepare, read_status, update_manifest
+from rlopt.study.runs import read_manifest
 
 ROOT = Path(__file__).parents[2]
-TASK = Task("t", total_steps=10, goal="minimize")
-VARIANTS = {"a": {"rate": Range.around(1e-2, 30), "best": 0.05}, "b": {"rate": Range.around(1.0, 30), "best": 0.3}}
-
 optuna = pytest.importorskip("optuna")
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-class FakeStudy:
-    """`run_study` in this process: quick, with runs in any order, and able to die."""
-
-    def __init__(self, *, backwards=False):
-        self.backwards, self.moments, self.deadline, self.runs, self.jobs = backwards, 0, math.inf, 0, []
-
-    def moment(self):
-        """One of the moments at which the process may be killed."""
-        self.moments += 1
-        if self.moments > self.deadline:
-            raise Killed
-
-    def __call__(self, function, *, tasks, variants, seeds, folder, jobs):
-        self.jobs.append(jobs)
-        runs = expand(Path(folder), tasks, variants, seeds)
-        for run in runs:
-            check_config(run)
-            announce(run)
-        for run in reversed(runs) if self.backwards else runs:
-            if read_status(run.folder) == "finished":
-                continue
-            self.moment()
-            prepare(run.folder)
-            self.runs += 1
-            try:
-                getattr(parabolas, function.removeprefix(PLACE))(run.config, run.config["seed"], run.folder)
-                update_manifest(run.folder, status="finished")
-            except RuntimeError:
-                update_manifest(run.folder, status="failed")
-        self.moment()
-        return int(any(read_status(run.folder) != "finished" for run in runs))
-
-
-@pytest.fixture
-def no_disk(monkeypatch):
-    """Nothing waits for the disk."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def fake(monkeypatch, no_disk):
-    found = FakeStudy()
-    monkeypatch.setattr(module, "run_study", found)
-    return found
-
-
-def search(folder, function="distance", **changes):
-    return tune(PLACE + function, **{"task": TASK, "variants": VARIANTS, "num_trials": 7, "folder": folder, **changes})
-
-
-def rates(found):
-    return [trial.values["rate"] for trial in found.trials]
 
 
 def test_every_variant_gets_its_trials_and_the_start_is_the_first(fake, tmp_path):
@@ -263,7 +201,8 @@ def test_a_failed_run_ends_a_search_without_a_score_for_it(fake, tmp_path):
 
 
 def test_a_run_that_was_interrupted_is_no_failed_one(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "read_status", lambda folder: "interrupted")
+    for place in ("trials", "search"):
+        monkeypatch.setattr(f"rlopt.study.{place}.read_status", lambda folder: "interrupted")
     with pytest.raises(ValueError, match=r"trial_0/seed_1000000 is interrupted; start the search again"):
         search(tmp_path, failed_score=1.0)
 
@@ -309,6 +248,7 @@ def test_a_folder_with_another_search_is_refused(fake, tmp_path, changes, messag
         ({"batch": 0}, "batch must be >= 1, got 0"),
         ({"jobs": 0}, "jobs must be >= 1, got 0"),
         ({"sampler_seed": -1}, "sampler_seed must be >= 0, got -1"),
+        ({"retries": -1}, "retries must be >= 0, got -1"),
         ({"failed_score": math.inf}, "failed_score must be finite, got inf"),
         ({"seeds": []}, "seeds must hold one or more numbers, got none"),
         ({"variants": {"a": {"rate": 1.0}}}, "variants must each hold a Range to search in, got none in a"),
@@ -358,14 +298,14 @@ def test_values_in_the_outer_tenth_are_at_the_edge():
 def test_edges_of_the_best_values_are_told():
     variant = {"rate": Range(0.0, 1.0), "inner": {"x": Range(0.0, 1.0)}}
     trials = (Trial({"rate": 0.5, "inner.x": 0.5}, 3.0, False), Trial({"rate": 0.5, "inner.x": 0.99}, 2.0, False))
-    assert Tuned(variant, trials, "minimize").edges == {"inner.x": "upper"}
-    assert Tuned(variant, trials, "maximize").edges == {}
+    assert Tuned(variant, trials, "minimize", 10).edges == {"inner.x": "upper"}
+    assert Tuned(variant, trials, "maximize", 10).edges == {}
 
 
 def test_a_failed_trial_is_best_only_if_all_failed():
     trials = (Trial({"x": 1}, 0.0, True), Trial({"x": 2}, 5.0, False), Trial({"x": 3}, 5.0, False))
-    assert Tuned({}, trials, "minimize").best is trials[1]
-    assert Tuned({}, trials[:1], "minimize").best is trials[0]
+    assert Tuned({}, trials, "minimize", 10).best is trials[1]
+    assert Tuned({}, trials[:1], "minimize", 10).best is trials[0]
 
 
 def test_ranges_are_found_and_replaced_at_any_depth():
@@ -398,33 +338,41 @@ def test_how_much_optuna_says_elsewhere_stays_as_it_was(fake, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_and_started_again(tmp_path):
-    """In real processes: killed within the third trial, gone on with, equal to an undisturbed search with other jobs."""
+def test_three_commands_share_a_search_and_one_is_killed(fake, tmp_path):
+    """In real processes, with pruning and a database: no trial is done twice, and all end as an undisturbed search."""
     folder = tmp_path / "s"
+    url = f"sqlite:///{tmp_path / 'search.db'}"
+    options = "num_trials=7, variants={'a': VARIANTS['a']}, pruner='median'"
     code = (
-        "import sys; from test_search import *; import json; "
-        f"found = search({str(folder)!r}, 'slow_third', num_trials=5, variants={{'a': VARIANTS['a']}}); "
-        "print(json.dumps([[trial.values, trial.score] for trial in found['a'].trials]))"
+        "import json; from searching import VARIANTS, search; "
+        f"found = search({str(folder)!r}, 'slow_sixth', storage={url!r}, {options}); "
+        "print(json.dumps([[trial.values, trial.score, trial.pruned] for trial in found['a'].trials]))"
     )
     paths = [str(ROOT), str(Path(__file__).parent), *filter(None, sys.path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    commands = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
     try:
-        slow = folder / "t" / "a_trial_2" / "seed_1000000"
-        deadline = time.monotonic() + 120
+        slow = folder / "t" / "a_trial_5" / "seed_1000000"
+        deadline = time.monotonic() + 200
         while not (slow / "live.json").exists():
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.05)
-        process.kill()
-        process.communicate()
-        finished = folder / "t" / "a_trial_1" / "seed_1000000" / "manifest.json"
-        before = finished.stat().st_mtime_ns
+        owner = psutil.Process(read_manifest(slow)["pid"]).ppid()
+        victim = next(command for command in commands if command.pid == owner)
+        victim.kill()
+        victim.communicate()
         (folder / "go").touch()
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0
+        outputs = [command.communicate(timeout=300)[0] for command in commands if command is not victim]
+        assert [command.returncode for command in commands if command is not victim] == [0, 0]
     finally:
-        process.kill()
-    expected = search(tmp_path / "undisturbed", num_trials=5, variants={"a": VARIANTS["a"]}, jobs=2)["a"]
-    assert json.loads(output.splitlines()[-1]) == [[trial.values, trial.score] for trial in expected.trials]
-    assert finished.stat().st_mtime_ns == before
+        for command in commands:
+            command.kill()
+    expected = search(tmp_path / "undisturbed", "descent", num_trials=7, variants={"a": VARIANTS["a"]}, pruner="median")["a"]
+    assert any(trial.pruned for trial in expected.trials)
+    for output in outputs:
+        assert json.loads(output.splitlines()[-1]) == [[trial.values, trial.score, trial.pruned] for trial in expected.trials]
+    for number in range(7):
+        manifest = read_manifest(folder / "t" / f"a_trial_{number}" / "seed_1000000")
+        assert manifest["attempts"] == (2 if number == 5 else 1)
