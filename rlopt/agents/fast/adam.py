@@ -43,7 +43,7 @@ class FlatAdam(th.optim.Adam):
         self._in_order = list(in_order)
         self._flat, self._grads = flat, grads
         self._exp_avg, self._exp_avg_sq = th.zeros_like(flat), th.zeros_like(flat)
-        self._step = th.zeros((), device=flat.device)
+        self._steps = th.zeros(len(self._in_order), device=flat.device)  # a number each, as torch's Adam has them
         for parameter, grad in zip(self._in_order, _views(grads.view(-1), self._in_order), strict=True):
             parameter.grad = grad
         self._make_state()
@@ -53,8 +53,9 @@ class FlatAdam(th.optim.Adam):
 
     def _make_state(self) -> None:
         averages, squares = (_views(part.view(-1), self._in_order) for part in (self._exp_avg, self._exp_avg_sq))
-        for parameter, average, square in zip(self._in_order, averages, squares, strict=True):
-            self.state[parameter] = {"step": self._step, "exp_avg": average, "exp_avg_sq": square}
+        for parameter, step, average, square in zip(self._in_order, self._steps, averages, squares, strict=True):
+            self.state[parameter] = {"step": step, "exp_avg": average, "exp_avg_sq": square}
+        self._first_step = self._steps[0]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step along the flat gradient."""
@@ -63,10 +64,10 @@ class FlatAdam(th.optim.Adam):
     def take(self) -> None:
         """The step itself, without the hooks and the profiler's mark that torch puts around `step`."""
         group = self.param_groups[0]
-        self._step += 1
+        self._steps += 1
         beta1, beta2 = group["betas"]
         th._fused_adam_(
-            [self._flat], [self._grads], [self._exp_avg], [self._exp_avg_sq], [], [self._step],
+            [self._flat], [self._grads], [self._exp_avg], [self._exp_avg_sq], [], [self._first_step],
             lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
             amsgrad=False, maximize=group["maximize"],
         )  # fmt: skip
@@ -78,9 +79,9 @@ class FlatAdam(th.optim.Adam):
         if loaded and all(loaded):
             for flat, name in ((self._exp_avg, "exp_avg"), (self._exp_avg_sq, "exp_avg_sq")):
                 flat.copy_(th.cat([state[name].reshape(-1) for state in loaded]).view_as(flat))
-            self._step.copy_(loaded[0]["step"])
+            self._steps.fill_(float(loaded[0]["step"]))
         else:
-            for flat in (self._exp_avg, self._exp_avg_sq, self._step):
+            for flat in (self._exp_avg, self._exp_avg_sq, self._steps):
                 flat.zero_()
         self._make_state()
 
