@@ -1,8 +1,8 @@
 """Measure agents: what an update costs, and how many steps of an environment they do in a second of CPU time.
 
-Stable-Baselines3, a bare loop in PyTorch (fused Adam, one `_foreach_lerp_`, no class in the way), rlopt's agents, and their fast form
-take turns in one process, so that a machine that slows down slows all. Numbers are medians over rounds; ratios are those within a
-round, with their range. The floor of an update is its products of matrices alone.
+Stable-Baselines3, a bare loop in PyTorch (fused Adam, one `_foreach_lerp_`, no class in the way), rlopt's agents, and their fast
+form take turns in one process, so that a machine that slows down slows all. Numbers are medians over rounds; ratios are those
+within a round, with their range. The floor of an update is its products of matrices alone.
 
 Commands:
     scripts/bench agents
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -273,7 +274,7 @@ def floor(kind: str, env_id: str, options: dict[str, Any]) -> Callable[[], None]
     def passes(size: int, outputs: int) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
         widths = [size, *options["net_arch"], outputs]
         values = [torch.randn(rows, width) for width in widths]
-        weights = [torch.randn(before, after) for before, after in zip(widths, widths[1:], strict=False)]
+        weights = [torch.randn(before, after) for before, after in pairwise(widths)]
         grads = [torch.empty_like(weight) for weight in weights]
 
         def forward() -> None:
