@@ -66,8 +66,9 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = "" if str(error).startswith("Expected one of") else f": {str(error).partition(chr(10))[0]}"
-        raise ValueError(f"device must be one that this machine has, such as cpu or cuda, got {device}{reason}") from None
+        text = str(error).partition("\n")[0]
+        reason = "; try cpu or cuda" if text.startswith("Expected one of") else f": {text}"
+        raise ValueError(f"device must be one that this machine has, got {device}{reason}") from None
 
 
 def hint(name: str, known: Iterable[str]) -> str:

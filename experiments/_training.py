@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,8 +11,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from _progress import continued_logger
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -96,30 +95,6 @@ def learn(agent: Any, total_timesteps: int, folder: Path, evaluation: PeriodicEv
     if checkpoints.restarts_episodes is not None:
         update_manifest(folder, restarts_episodes=checkpoints.restarts_episodes)
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
-
-
-class _AsWritten:
-    """A number as it stands in a file."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text
-
-
-def continued_logger(folder: Path, num_timesteps: int) -> Logger:
-    """Return a logger to progress.csv and TensorBoard that keeps the rows that are there up to a step; later ones come again."""
-    path = folder / "progress.csv"
-    rows: list[dict[str, str]] = []
-    if num_timesteps and path.exists():
-        with path.open() as file:
-            rows = [row for row in csv.DictReader(file) if int(row["time/total_timesteps"] or 0) <= num_timesteps]
-    logger = configure(str(folder), ["csv", "tensorboard"])
-    writer = next(writer for writer in logger.output_formats if isinstance(writer, CSVOutputFormat))
-    for row in rows:
-        writer.write({name: _AsWritten(value) for name, value in row.items() if value}, {})
-    return logger
 
 
 class PeriodicEvaluation(BaseCallback):

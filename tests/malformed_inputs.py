@@ -107,7 +107,7 @@ def commands() -> list[Row]:
         "replay --env-id Blackjack-v1": "env_id must have Box, Discrete or Dict observations, those of Blackjack-v1 are a Tuple",
         "replay --replays unifrom": "replays must be among uniform, ... introspective, got unifrom; did you mean uniform?",
         "replay --replays hindsight": "replays must not hold hindsight for CartPole-v1: its observations have no desired_goal",
-        "replay --device tpu": "device must be one that this machine has, such as cpu or cuda, got tpu",
+        "replay --device tpu": "device must be one that this machine has, got tpu; try cpu or cuda",
         "replay --preset best": "preset must be one of tuned, paper, quickstart, got best",
         "control --action-limit inf": "action_limit must be a finite number, got inf",
         "control --discount 1": "discount must be in (0, 1), got 1.0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import signal
 import time
 from collections import Counter, deque
@@ -20,6 +21,7 @@ from rlopt.study.worker import TAKEN
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between two looks at what other commands do
+_MOST_AHEAD = 32  # of the order in which runs are asked for
 
 
 @dataclass
@@ -61,6 +63,8 @@ class Schedule:
         self._elsewhere: list[Run] = []  # in the hands of other commands
         self._going: list[Run] = []  # those of the active ones that have got a place, at the last look
         self._losses: Counter[Path] = Counter()
+        self._collisions = 0
+        self._generator = random.Random()  # other numbers in each command
         statuses = [read_status(run.folder) for run in runs]
         self._failed_before = {run.folder: _attempts(run) for run, status in zip(runs, statuses, strict=True) if status == "failed"}
         open_runs = [run for run, status in zip(runs, statuses, strict=True) if status not in DONE]
@@ -81,7 +85,7 @@ class Schedule:
                 self._going = [active.run for active in self._active if run_is_held(active.run.folder)]
                 next_look = time.monotonic() + _LOOK_SECONDS
             while self._queue and (self._jobs is None or len(self._active) < self._jobs) and not stopped():
-                self._take(self._queue.popleft())
+                self._take(self._next())
             for active in list(self._active):
                 if (ended := active.trial.poll()) is not None:
                     self._active.remove(active)
@@ -106,6 +110,16 @@ class Schedule:
                     active.trial.poll()
                 self._active.clear()
             time.sleep(_POLL_SECONDS / 4)
+
+    def _next(self) -> Run:
+        """Return the first run of the queue; one of the first few, once other commands have come before this one to a run.
+
+        Commands that all take the first run would start most processes in vain.
+        """
+        index = self._generator.randrange(min(1 + 2 * self._collisions, _MOST_AHEAD, len(self._queue)))
+        run = self._queue[index]
+        del self._queue[index]
+        return run
 
     def _take(self, run: Run) -> None:
         """Start a run, unless it needs nothing more or another command has it."""
@@ -145,6 +159,7 @@ class Schedule:
         if self._has_ended(run, read_status(run.folder)):
             self._settle(run)
         elif ended.code == TAKEN:
+            self._collisions += 1
             self._elsewhere.append(run)
         else:
             self._losses[run.folder] += 1

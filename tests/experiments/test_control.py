@@ -23,7 +23,7 @@ TINY = [
 
 
 def parse(*arguments):
-    return control.tyro.cli(control.ControlStudy, args=arguments)
+    return control.parse_arguments(control.ControlStudy, arguments)
 
 
 def config_of(*arguments, agent="sac"):

@@ -148,7 +148,7 @@ def test_wrong_input_gives_one_line(tmp_path, capsys, arguments, message):
         (["--learning-rates", "adam=-1"], "learning_rates must have the form NAME=NUMBER with a number > 0, got adam=-1"),
         (["--learning-rates", "sgd=1", "sgd=2"], "learning_rates must give sgd once, got it twice"),
         (["--name", "a/b"], "name must be one folder without '/'"),
-        (["--preset", "best"], "'curves14', 'curves28', 'mnist', 'fashion_mnist', 'quick'"),
+        (["--preset", "best"], "curves14, curves28, mnist, fashion_mnist, quick"),
         (["--sead", "3"], "Unrecognized options: --sead"),
     ],
 )

@@ -106,8 +106,8 @@ def test_wrong_input_gives_one_line(tmp_path, capsys, arguments, message):
         (["--methods", "qrex_dere"], "got qrex_dere; did you mean qrex_dare"),
         (["--methods", "qrex", "qrex"], "methods must be different names, got qrex twice"),
         (["--name", "a/b"], "name must be one folder without '/'"),
-        (["--preset", "best"], "'ring', 'baird', 'chain', 'quick'"),
-        (["--features", "best"], "'own', 'tabular'"),
+        (["--preset", "best"], "ring, baird, chain, quick"),
+        (["--features", "best"], "own, tabular"),
     ],
 )
 def test_values_out_of_range_are_refused(capsys, arguments, message):

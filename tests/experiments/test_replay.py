@@ -132,7 +132,7 @@ def test_wrong_input_gives_one_line(tmp_path, capsys, arguments, message):
         (["--replays", "prioritised"], "got prioritised; did you mean prioritized?"),
         (["--replays", "uniform", "uniform"], "replays must be different names, got uniform twice"),
         (["--name", "a/b"], "name must be one folder without '/'"),
-        (["--preset", "best"], "'tuned', 'paper', 'quickstart'"),
+        (["--preset", "best"], "tuned, paper, quickstart"),
         (["--gama", "0.9"], "--gamma"),
     ],
 )

@@ -221,8 +221,8 @@ def test_wrong_input_gives_one_line(tmp_path, capsys, arguments, message):
         (["--learning-rates", "sgd=1", "sgd=2"], "learning_rates must give sgd once, got it twice"),
         (["--learning-rate", "1"], "Unrecognized options: --learning-rate"),
         (["--name", "a/b"], "name must be one folder without '/'"),
-        (["--preset", "best"], "'cartpole', 'acrobot', 'pendulum', 'quick'"),
-        (["--apply-to", "all"], "'both', 'critic', 'actor'"),
+        (["--preset", "best"], "cartpole, acrobot, pendulum, quick"),
+        (["--apply-to", "all"], "both, critic, actor"),
     ],
 )
 def test_values_out_of_range_are_refused(capsys, arguments, message):

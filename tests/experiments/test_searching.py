@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from functools import cache
 
 import deep_autoencoder
 import pytest
@@ -19,6 +20,18 @@ TINY = [
     *("--total-timesteps", "80", "--num-evaluations", "4", "--eval-episodes", "2", "--buffer-size", "100", "--net-arch", "8", "4"),
     *("--batch-size", "8", "--learning-starts", "10", "--train-freq", "16", "--gradient-steps", "2"),
 ]
+
+
+@cache
+def images():
+    """The default images of the auto-encoder take seconds to make."""
+    return deep_autoencoder.load_images(deep_autoencoder.make_config(deep_autoencoder.parse([])))
+
+
+@pytest.fixture(autouse=True)
+def images_made_once(monkeypatch):
+    found = images()
+    monkeypatch.setattr(deep_autoencoder, "load_images", lambda config: found)
 
 
 def said(experiment, capsys, *arguments):

@@ -129,8 +129,8 @@ def test_wrong_input_gives_one_line(tmp_path, capsys, arguments, message):
         (["--estimators", "sgd_reverse"], "got sgd_reverse; did you mean sgd_reverse_replay"),
         (["--estimators", "sgd", "sgd"], "estimators must be different names, got sgd twice"),
         (["--name", "a/b"], "name must be one folder without '/'"),
-        (["--preset", "best"], "'linear', 'nonlinear', 'markov', 'quick'"),
-        (["--metric", "best"], "'operator', 'frobenius', 'squared', 'prediction'"),
+        (["--preset", "best"], "linear, nonlinear, markov, quick"),
+        (["--metric", "best"], "operator, frobenius, squared, prediction"),
         (["--sead", "3"], "Unrecognized options: --sead"),
     ],
 )

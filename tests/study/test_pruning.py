@@ -2,7 +2,9 @@
 
 import json
 import math
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from rlopt.study.files import read_json, write_json
 from rlopt.study.pruning import RULE_KEY, Pruned, Rule
 from rlopt.study.runs import read_evaluations, read_manifest, read_status
 from rlopt.study.thresholds import Curve, make_rule
+from rlopt.study.worker import TAKEN
 
 LOW = Task("t", 100, goal="minimize")
 
@@ -331,4 +334,8 @@ def test_a_pruned_run_ends_in_order_and_is_not_started_again(tmp_path, capsys):
     assert run_study(PLACE + "descent_with_checkpoint", **options) == 0
     assert (folder / "manifest.json").stat().st_mtime_ns == before
     assert "2 of 2 runs are finished already" in capsys.readouterr().out
-    assert Path(folder / "evaluations.csv").exists()
+    # A process that another command started just before the run ended leaves it alone.
+    command = [sys.executable, "-m", "rlopt.study.worker", str(folder), PLACE + "descent_with_checkpoint", "x"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run([*command, str(manifest["attempts"])], env=environment, check=False).returncode == TAKEN
+    assert (folder / "manifest.json").stat().st_mtime_ns == before

@@ -83,6 +83,7 @@ def test_a_study_survives_the_loss_of_a_node(cluster, expected, tmp_path, capsys
         for process in processes_of(node):
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
+        (tmp_path / "fast").touch()
 
     thread = threading.Thread(target=kill_a_node)
     thread.start()

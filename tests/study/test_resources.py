@@ -18,7 +18,7 @@ from rlopt.study import Recorder, Task, run_study
 from rlopt.study.events import OUTCOME, append_scalars, flatten, write_outcome
 from rlopt.study.files import read_json
 from rlopt.study.live import Place, Row, Watch, find_runs
-from rlopt.study.machine import process_started
+from rlopt.study.locks import lock_run
 from rlopt.study.record import update_study
 from rlopt.study.resources import Meter, Usage, log
 from rlopt.study.runs import read_live, read_manifest, update_manifest
@@ -174,17 +174,17 @@ def make_run(study, seed, **manifest):
 
 def test_rows_of_all_states(tmp_path):
     update_study(tmp_path, [Task("toy", total_steps=100)], ["base"], None, "x")
-    alive = {"status": "running", "pid": os.getpid(), "pid_started": process_started(os.getpid())}
     make_run(tmp_path, 0)
-    running = make_run(tmp_path, 1, **alive)
-    make_run(tmp_path, 2, **{**alive, "pid_started": 0.0})
+    running = make_run(tmp_path, 1, status="running")
+    make_run(tmp_path, 2, status="running")  # and nobody holds it: its process was killed
     failed = make_run(tmp_path, 3, status="failed")
     finished = make_run(tmp_path, 10, status="finished", steps_per_second=4.0, peak_rss_bytes=5)
     Recorder(failed).evaluation(30, 1.0)
     Recorder(finished).evaluation(90, 2.0)
     Recorder(running).progress(40)
     watch = Watch()
-    rows = watch.rows(find_runs(tmp_path))
+    with lock_run(running):
+        rows = watch.rows(find_runs(tmp_path))
     assert [row.label.rpartition(" ")[2] for row in rows] == ["0", "1", "2", "3", "10"]
     assert rows[0] == Row("toy / base / seed 0", "waiting", 0, 100)
     assert rows[1][:4] == ("toy / base / seed 1", "running", 40, 100)
@@ -244,6 +244,7 @@ def test_watching_goes_on_while_a_run_waits_and_ctrl_c_ends_it(tmp_path, capsys,
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    update_manifest(folder, status="running", pid=os.getpid(), pid_started=process_started(os.getpid()))
+    update_manifest(folder, status="running")
     monkeypatch.setattr("rlopt.__main__.time.sleep", interrupt)
-    assert main(["status", str(tmp_path), "--watch"]) == 0
+    with lock_run(folder):
+        assert main(["status", str(tmp_path), "--watch"]) == 0

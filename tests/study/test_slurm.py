@@ -26,15 +26,16 @@ def nothing_left_behind():
 
 
 def test_a_study_finishes_and_cleans_up(tmp_path):
-    assert run(tmp_path, "fail_on_seed_one", seeds=2, launcher=LOCAL) == 1
+    variants = {"other": {"level": 5.0}}
+    assert run(tmp_path, "fail_on_seed_one", variants=variants, launcher=LOCAL) == 1
     folder = tmp_path / "toy-A-v0" / "other"
     assert [(row.step, row.score) for row in read_evaluations(folder / "seed_0")][-1] == (10, 5.0)
     assert read_manifest(folder / "seed_1")["error"] == "RuntimeError: the cat sat on the keyboard"
     assert not (tmp_path / ".slurm").exists()
-    assert run(tmp_path, seeds=2) == 0  # goes on with the local launcher
+    assert run(tmp_path, variants=variants) == 0  # goes on with the local launcher
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR2])
 def test_a_trial_that_is_killed_or_told_that_its_time_is_up_is_submitted_again(tmp_path, number):
     process = start(tmp_path, "walks", seeds=1, launcher=LOCAL)
     wait_for(lambda: (0, 4) in executed(tmp_path))

@@ -100,7 +100,7 @@ def test_the_report_tells_the_budget(fake, tmp_path):
     assert "t / c: rate = " in text
     assert "is at the lower edge of its range from 1 to 9; a wider one, if the option allows it, may hold a better value." in text
     assert "Budgets are equal" in (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
-    assert rows(text, "### Final scores")["a"][-1] == "4"
+    assert rows(text, "### Final scores")["a"][-2] == "4"
 
     write_search(tmp_path / "s", "t", {"a": {**searches["a"], "num_trials": 7}})
     from rlopt.study import report
@@ -177,6 +177,12 @@ def test_wrong_parameters_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         comparison(tmp_path / "s", **changes)
     assert not (tmp_path / "s").exists()
+
+
+def test_variants_and_tasks_that_are_added_later_stand_beside_earlier_ones(fake, no_report, tmp_path):
+    for name, task in (("a", TASK), ("b", TASK), ("b", Task("u", 10, goal="minimize"))):
+        assert comparison(tmp_path, tasks=[task], variants={name: VARIANTS[name]}, num_trials=1) == 0
+    assert {task: list(found) for task, found in read_searches(tmp_path).items()} == {"t": ["a", "b"], "u": ["b"]}
 
 
 def test_a_damaged_record_of_a_search_is_one_sentence(tmp_path):

@@ -87,7 +87,8 @@ class RayTrial:
         try:
             return Ended(*ray.get(self._reference))
         except ray.exceptions.RayError as error:
-            return Ended(None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            first_sentence = " ".join(str(error).split()).partition(". ")[0]
+            return Ended(None, f"{type(error).__name__}: {first_sentence[:200]}")
 
     def stop(self) -> None:
         """Take the task out of the queue, or interrupt it."""
