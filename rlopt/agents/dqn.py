@@ -10,6 +10,7 @@ from stable_baselines3 import DQN as SB3DQN
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
+from rlopt.agents.fast.learning import FastDQN
 from rlopt.agents.finite import checked
 from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import grad_norm_bound, take_step
@@ -27,7 +28,8 @@ class DQN(OffPolicyLearner, SB3DQN):
         double_q: Whether the online network chooses the next action.
         **kwargs: As in Stable-Baselines3's DQN; `n_steps` works with every replay of rlopt. `optimizer`: a spec or name of
             `rlopt.optim`, or a function of parameters, for the online network (default: Stable-Baselines3's Adam).
-            `aux_loss_coefs`: factors of the losses that a features extractor has of its own. See `rlopt.agents.learner.Learner`.
+            `aux_loss_coefs`: factors of the losses that a features extractor has of its own. See
+            `rlopt.agents.learner.Learner`. `fast`: see `rlopt.agents.off_policy.OffPolicyLearner`.
 
     Raises:
         ValueError: If options do not go with `optimizer`, `max_grad_norm` with LocoProp or L-BFGS among them: without it, these
@@ -48,6 +50,11 @@ class DQN(OffPolicyLearner, SB3DQN):
         self.double_q = double_q
         super().__init__(*args, **kwargs)
 
+    _fast: FastDQN | None
+
+    def _make_fast(self) -> FastDQN:
+        return FastDQN(self)
+
     def _build_optimizers(self) -> None:
         assert self.optimizer is not None
         self.policy.optimizer = self._built(self.optimizer, self.q_net)  # type: ignore[arg-type]  # it refuses mappings
@@ -57,12 +64,18 @@ class DQN(OffPolicyLearner, SB3DQN):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
         self._begin_phase(gradient_steps)
-        self.policy.set_training_mode(True)
+        self._train_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         values = []
         for _ in range(gradient_steps):
             self._finite.begin_step()
             batch = self._sample(batch_size)
+            if self._fast is not None:
+                learned = self._fast.learn(batch)
+                if learned is not None:
+                    self._report(batch, learned[1])
+                    values.append(learned[0])
+                continue
             target = dqn_target(self, batch)
             evaluate = partial(self._evaluate, batch, target)
             evaluation = take_step(self.policy.optimizer, evaluate, self.max_grad_norm, check=self._finite)
@@ -85,7 +98,10 @@ class DQN(OffPolicyLearner, SB3DQN):
         self._n_calls += 1
         # One call steps n_envs transitions.
         if self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0:
-            losses.soft_update(self.q_net.parameters(), self.q_net_target.parameters(), self.tau)
+            if self._fast is not None:
+                self._fast.update_target(self.tau)
+            else:
+                losses.soft_update(self.q_net.parameters(), self.q_net_target.parameters(), self.tau)
             losses.soft_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
         self.exploration_rate = self.exploration_schedule(self._current_progress_remaining)
         self.logger.record("rollout/exploration_rate", self.exploration_rate)

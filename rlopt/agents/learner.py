@@ -162,10 +162,13 @@ class Learner(BaseAlgorithm):
         if self._checkpoints is not None:
             self._checkpoints.visit(self)
         with self._finite.explaining():
-            rollout = super().collect_rollouts(*args, **kwargs)  # type: ignore[misc]  # the agent stands behind this mixin
+            rollout = self._collect(*args, **kwargs)
         # A callback that stops training does so in the middle of a step: nothing can go on from there.
         self._is_stopped = not getattr(rollout, "continue_training", rollout)
         return rollout
+
+    def _collect(self, *args: Any, **kwargs: Any) -> Any:
+        return super().collect_rollouts(*args, **kwargs)  # type: ignore[misc]  # the agent stands behind this mixin
 
     def _setup_model(self) -> None:
         self._given += self.__dict__.pop("_given_to_load", [])

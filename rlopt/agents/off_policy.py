@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlopt.agents.diagnostics import ReplayDiagnostics
+from rlopt.agents.fast.collecting import LeanVecEnv, collect_rollouts
 from rlopt.agents.learner import Learner
 from rlopt.agents.optimizing import trained_part
 from rlopt.agents.sequence_learning import (
@@ -37,26 +41,58 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
     * The replay's generator is spawned from the agent's seed.
     * Buffers that are not rlopt's work as in Stable-Baselines3, without weights and reports.
     * With `sequences` it learns from sequences of steps instead of transitions.
+    * With `fast` it learns and acts in the fast form; see `rlopt.agents.fast`.
 
     Args:
         *args: As in `rlopt.agents.learner.Learner`.
         sequences: See `SequenceLearning`; None: learn from transitions.
+        fast: Whether to learn and act in the fast form, for perceptrons on vectors with torch's Adam: the same numbers up to
+            rounding, in a fraction of the time.
         **kwargs: As in `rlopt.agents.learner.Learner`.
 
     Raises:
         ValueError: As `rlopt.agents.learner.Learner`; with `sequences` if observations are no histories, or for a replay, an
-            `n_steps`, a `VecNormalize` or a network that does not go with it.
+            `n_steps`, a `VecNormalize` or a network that does not go with it. With `fast` if the agent has no such form.
     """
 
-    def __init__(self, *args: Any, sequences: SequenceLearning | None = None, **kwargs: Any) -> None:
-        self.sequences = sequences
+    def __init__(self, *args: Any, sequences: SequenceLearning | None = None, fast: bool = False, **kwargs: Any) -> None:
+        self.sequences, self.fast = sequences, fast
+        self._fast: Any = None  # the fast form of the learning step
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.fast:
+            self._fast = self._make_fast()
+            if type(self.env) is DummyVecEnv:
+                self.env = LeanVecEnv.of(self.env)
         if self.sequences is not None:
             check_replay(self.replay_buffer, self.n_steps, self._vec_normalize_env)
             check_networks(self.policy, self.sequences)
+
+    def _make_fast(self) -> Any:
+        """Return the fast form of the learning step."""
+        raise NotImplementedError
+
+    def _collect(self, *args: Any, **kwargs: Any) -> Any:
+        if self._fast is None:
+            return super()._collect(*args, **kwargs)
+        return collect_rollouts(self, *args, **kwargs)
+
+    def _sample_action(self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1) -> Any:
+        if self._fast is None or self.num_timesteps < learning_starts:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        actions = self._fast.explore(self._last_obs)
+        if not isinstance(self.action_space, spaces.Box):
+            return actions, actions
+        if action_noise is not None:
+            actions = np.clip(actions + action_noise(), -1, 1)
+        return self.policy.unscale_action(actions), actions
+
+    def _train_mode(self, training: bool) -> None:
+        """Switch the networks between training and acting; perceptrons are the same in both."""
+        if self._fast is None:
+            self.policy.set_training_mode(training)
 
     def _build_optimizers(self) -> None:
         """Make the optimizers of an agent with an actor."""
@@ -116,7 +152,7 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
         """Tell the replay that `gradient_steps` draws follow."""
         if isinstance(self.replay_buffer, Replay):
             # Scores are those of the acting networks: dropout and batch statistics off.
-            self.policy.set_training_mode(False)
+            self._train_mode(False)
             self.replay_buffer.begin_phase(
                 gradient_steps,
                 partial(td_error, self),
@@ -180,7 +216,7 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
             self.replay_buffer.load(path)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_diagnostics"]
+        return [*super()._excluded_save_params(), "_diagnostics", "_fast"]
 
 
 def weights_of(batch: Any) -> th.Tensor | None:

@@ -11,6 +11,7 @@ from stable_baselines3 import SAC as SB3SAC
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
+from rlopt.agents.fast.learning import FastSAC
 from rlopt.agents.finite import checked
 from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import repeatable, take_step, without_recording
@@ -33,6 +34,7 @@ class SAC(OffPolicyLearner, SB3SAC):
     or a function of parameters, for actor and critics, or a mapping with "actor" and "critic" (default: Stable-Baselines3's Adam
     for both); `aux_loss_coefs`: factors of the losses that features extractors have of their own; see
     `rlopt.agents.learner.Learner`. The entropy coefficient stays with Stable-Baselines3's Adam.
+    `fast`: whether the learning step is the fast one; see `rlopt.agents.fast`.
 
     References: Haarnoja et al., Soft actor-critic algorithms and applications, 2018, arXiv 1812.05905.
 
@@ -43,6 +45,11 @@ class SAC(OffPolicyLearner, SB3SAC):
         120
     """
 
+    _fast: FastSAC | None
+
+    def _make_fast(self) -> FastSAC:
+        return FastSAC(self)
+
     def _build_optimizers(self) -> None:
         super()._build_optimizers()
         if self.ent_coef_optimizer is not None:
@@ -52,7 +59,7 @@ class SAC(OffPolicyLearner, SB3SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
         self._begin_phase(gradient_steps)
-        self.policy.set_training_mode(True)
+        self._train_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.ent_coef_optimizer is not None:
             optimizers += [self.ent_coef_optimizer]
@@ -65,33 +72,27 @@ class SAC(OffPolicyLearner, SB3SAC):
             batch = self._sample(batch_size)
             draw = repeatable(partial(self._draw_actions, batch), self.actor.optimizer)
             drawn = draw()
-            log_prob = drawn[1]
 
             ent_coef = sac_entropy_coefficient(self)
-            target = sac_target(self, batch, ent_coef)
-            evaluate = partial(self._evaluate_critic, batch, target)
-            evaluation = take_step(self.critic.optimizer, evaluate, check=self._finite, of="the loss of the critic")
-            if evaluation is None:
+            learned = self._learn_critics(batch, ent_coef)
+            if learned is None:
                 continue
-            critic_loss, smallest_q = evaluation
+            critic_loss, errors = learned
             critic_values.append(critic_loss)
             ent_coefs.append(ent_coef)
-            self._report(batch, target - smallest_q)
+            self._report(batch, errors)
 
             # The actor has not moved since: its first evaluation goes on with the actions at hand.
-            evaluate_actor = partial(self._evaluate_actor, batch, ent_coef, [drawn], draw)
-            acted = take_step(self.actor.optimizer, evaluate_actor, check=self._finite, of="the loss of the actor")
-            if acted is None:
+            actor_loss = self._learn_actor(batch, ent_coef, drawn, draw)
+            if actor_loss is None:
                 continue
-            actor_values += acted
+            actor_values.append(actor_loss)
             if self.ent_coef_optimizer is not None:
-                evaluate_entropy = partial(self._evaluate_ent_coef, log_prob)
-                of = "the loss of the entropy coefficient"
-                ent_coef_values += take_step(self.ent_coef_optimizer, evaluate_entropy, check=self._finite, of=of) or ()
+                ent_coef_loss = self._learn_ent_coef(drawn[1])
+                ent_coef_values += [] if ent_coef_loss is None else [ent_coef_loss]
 
             if gradient_step % self.target_update_interval == 0:
-                losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-                losses.soft_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+                self._update_target()
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -101,7 +102,42 @@ class SAC(OffPolicyLearner, SB3SAC):
         self._aux.record(self.logger)
         self._record_mean("ent_coef_loss", ent_coef_values)
 
+    def _learn_critics(self, batch: Any, ent_coef: th.Tensor) -> tuple[th.Tensor, th.Tensor] | None:
+        """Take a step of the critics; returns their loss and the TD errors, None if the step was left out."""
+        if self._fast is not None:
+            return self._fast.learn_critics(batch, ent_coef)
+        target = sac_target(self, batch, ent_coef)
+        evaluate = partial(self._evaluate_critic, batch, target)
+        evaluation = take_step(self.critic.optimizer, evaluate, check=self._finite, of="the loss of the critic")
+        return None if evaluation is None else (evaluation[0], target - evaluation[1])
+
+    def _learn_actor(self, batch: Any, ent_coef: th.Tensor, drawn: Draw, draw: Callable[[], Draw]) -> th.Tensor | None:
+        """Take a step of the actor; returns its loss, None if the step was left out."""
+        if self._fast is not None:
+            return self._fast.learn_actor(batch, ent_coef, drawn[0], drawn[1])
+        evaluate = partial(self._evaluate_actor, batch, ent_coef, [drawn], draw)
+        evaluation = take_step(self.actor.optimizer, evaluate, check=self._finite, of="the loss of the actor")
+        return None if evaluation is None else evaluation[0]
+
+    def _learn_ent_coef(self, log_prob: th.Tensor) -> th.Tensor | None:
+        """Take a step of the entropy coefficient; returns its loss, None if the step was left out."""
+        if self._fast is not None:
+            return self._fast.learn_entropy_coefficient(log_prob)
+        assert self.ent_coef_optimizer is not None
+        of = "the loss of the entropy coefficient"
+        evaluation = take_step(self.ent_coef_optimizer, partial(self._evaluate_ent_coef, log_prob), check=self._finite, of=of)
+        return None if evaluation is None else evaluation[0]
+
+    def _update_target(self) -> None:
+        if self._fast is not None:
+            self._fast.update_target(self.tau)
+            return
+        losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+        losses.soft_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+
     def _draw_actions(self, batch: Any) -> Draw:
+        if self._fast is not None:
+            return *self._fast.draw(batch), None
         if self.use_sde:
             # log_std may have changed since the last step
             self.actor.reset_noise()
