@@ -1,4 +1,4 @@
-"""The process of one run: `python -m rlopt.study.worker FOLDER FUNCTION COMMAND ATTEMPTS`.
+"""The process of one run, with the arguments FOLDER FUNCTION COMMAND ATTEMPTS.
 
 It locks the run, imports the function, calls it with the config in FOLDER, and leaves the outcome in the folder's manifest,
 whatever happens. COMMAND is the command of the study, for the record. ATTEMPTS is how often the run was started before, as far as

@@ -87,6 +87,9 @@ CASES: dict[str, Callable[[], Any]] = {
     **{f"{kind.__name__}_{name}": functools.partial(continuous, kind, replay_buffer_class=getattr(rlopt.replay, name))
        for kind in (TD3, SAC) for name in ("PrioritizedReplay", "IntrospectiveReplay")},
     **{f"ppo_{name}": functools.partial(ppo, optimizer=name) for name in ("adam", "kfac", "locoprop", "sam")},
+    "dqn_fast": lambda: discrete(fast=True, replay_buffer_class=rlopt.replay.PrioritizedReplay),
+    "td3_fast": lambda: continuous(TD3, fast=True),
+    "sac_fast": lambda: continuous(SAC, fast=True),
     "dqn_shared_layout": lambda: discrete(optimize_memory_usage=True, n_steps=3, double_q=True),
     "dqn_episodes": lambda: discrete(train_freq=(1, "episode"), gradient_steps=-1),
     "dqn_native": lambda: discrete(env=native("CartPole-v1", vectorization_mode="vector_entry_point")),

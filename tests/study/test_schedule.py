@@ -49,7 +49,11 @@ def test_what_a_killed_command_leaves_is_done_by_the_others(tmp_path):
     victim = processes[1]
 
     def busy():
-        return [child for child in psutil.Process(victim.pid).children() if "rlopt.study.worker" in " ".join(child.cmdline())]
+        found = []
+        for child in psutil.Process(victim.pid).children():
+            with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+                found += [child] if "rlopt.study.worker" in " ".join(child.cmdline()) else []
+        return found
 
     wait_for(lambda: began_and_ended(tmp_path)["begin", "3"] and busy())
     children = busy()

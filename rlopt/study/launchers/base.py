@@ -42,7 +42,7 @@ class Trial(Protocol):
         ...
 
 
-# Starts `python -m rlopt.study.worker ARGUMENTS` in the working folder of this process, as soon as there is a place for it.
+# Starts the process of a run with ARGUMENTS in the working folder of this process, as soon as there is a place for it.
 Start = Callable[[Sequence[str]], Trial]
 
 

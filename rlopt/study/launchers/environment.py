@@ -23,7 +23,8 @@ _ONE_THREAD = dict.fromkeys(
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
     """Return the command of the process of a run."""
-    return [sys.executable, "-m", "rlopt.study.worker", *arguments]
+    # Not with -m, which would import the module twice: the package has it already.
+    return [sys.executable, "-c", "import sys; from rlopt.study.worker import main; sys.exit(main())", *arguments]
 
 
 def worker_environment() -> dict[str, str]:
