@@ -64,9 +64,6 @@ _PPO = {
                 "learning_rate": 1e-3},
 }  # fmt: skip
 
-MAX_KILLS = 10
-"""Of one run; then it is left to end."""
-
 # Name -> configuration of a run, of `_memory_training` if it has an extractor, else of `_training`.
 FAMILIES: dict[str, dict[str, Any]] = {
     "dqn": _config("CartPole-v1", "dqn", "uniform", _SMALL | _PHASES, 6000),
@@ -90,12 +87,19 @@ class Campaign:
     """Which runs."""
     seed: int = 0
     """Of the moments of the kills."""
+    kills_per_run: int = 10
+    """After so many kills a run is left to end, > 0."""
+    scale: float = 1.0
+    """Length of the runs, relative to the usual one, > 0."""
 
 
 def main() -> int:
     """Run the campaign, print a table, and return an exit status."""
     campaign = tyro.cli(Campaign, description=__doc__)
     torch.set_num_threads(1)
+    for name in campaign.families:
+        for config in FAMILIES[name].get("study", [FAMILIES[name]]):
+            config["total_timesteps"] = int(config["total_timesteps"] * campaign.scale)
     rng = random.Random(campaign.seed)
     folder = Path(tempfile.mkdtemp(prefix="fault_campaign_"))
     references = {}
@@ -115,9 +119,9 @@ def main() -> int:
         reference, seconds = references[name]
         place = folder / "killed" / f"{name}_{runs[name]}"
         finished: dict[Path, bytes] = {}
-        for kill in range(MAX_KILLS + 1):
+        for kill in range(campaign.kills_per_run + 1):
             process = _start(name, place)
-            process.join(timeout=rng.uniform(0.02, 0.5) * seconds if kill < MAX_KILLS else None)
+            process.join(timeout=rng.uniform(0.02, 0.5) * seconds if kill < campaign.kills_per_run else None)
             if process.exitcode is not None:
                 break
             assert process.pid is not None
