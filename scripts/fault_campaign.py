@@ -107,6 +107,8 @@ def main() -> int:
         start = time.monotonic()
         process = _start(name, folder / "undisturbed" / name)
         process.join()
+        if process.exitcode != 0:
+            raise SystemExit(f"error: {name} fails without being disturbed, see {folder / 'undisturbed' / name / 'output.txt'}")
         references[name] = (_outcome(folder / "undisturbed" / name), time.monotonic() - start)
     counts = dict.fromkeys(campaign.families, 0)
     runs = dict.fromkeys(campaign.families, 0)

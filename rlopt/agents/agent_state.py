@@ -61,7 +61,7 @@ def take_agent(agent: Any, callback: BaseCallback | None) -> tuple[dict[str, Any
         "variables": {name: recursive_getattr(agent, name) for name in variables},
         "replay": replay.state_dict(copy=False) if isinstance(replay, Replay) else None if replay is None else take_state(replay),
         "env": env,
-        "normalize": None if normalize is None else take_state({name: getattr(normalize, name) for name in _STATISTICS}),
+        "normalize": None if normalize is None else take_state({name: vars(normalize).get(name) for name in _STATISTICS}),
         "callbacks": [_state_or_none(part) for part in _parts(callback)],
         "logger": take_state({name: dict(getattr(agent.logger, name)) for name in _LOGGED}),
         "spaces": take_state(agent.action_space),
@@ -121,6 +121,8 @@ def give_learned(agent: Any, state: dict[str, Any], path: Path) -> None:
     normalize = agent.get_vec_normalize_env()
     if normalize is not None and state["normalize"] is not None:
         for name, value in state["normalize"].items():
+            if value is None:  # it normalises rewards only
+                continue
             setattr(normalize, name, give_state(getattr(normalize, name), value))
 
 

@@ -102,6 +102,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "sac_lqg": lambda: continuous(SAC, "rlopt/LQG-v0"),
     "sac_lqg_native": lambda: continuous(SAC, native("rlopt/LQG-v0", autoreset_mode="SameStep")),
     "ppo_normalize": lambda: ppo(normalized(4), use_sde=True),
+    "ppo_normalize_rewards": lambda: ppo(VecNormalize(make_vec_env("CartPole-v1", n_envs=2, seed=3), norm_obs=False)),
     "ppo_acrobot": lambda: ppo("Acrobot-v1"),
 }  # fmt: skip
 
