@@ -11,6 +11,7 @@ from typing import Any
 
 from rlopt.files.state_file import read_state, write_state
 from rlopt.replay.storage import TransitionStorage
+from rlopt.replay.storage_state import parts_state
 
 _NAME = re.compile(r"rows_(\d+)-(\d+)\.npz")
 # With more files than this, all rows are written anew into one.
@@ -41,13 +42,13 @@ def write_segments(storage: TransitionStorage, folder: Path, previous: Path | No
             covered = last
     first = max(oldest, covered)
     if first < storage.num_added:
-        parts = storage.parts_state(first, copy=False)
+        parts = parts_state(storage, first, copy=False)
         write_state({"parts": parts}, folder / f"rows_{first:012d}-{storage.num_added:012d}.npz")
     return linked
 
 
 def read_segments(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield what `TransitionStorage.load_rows` takes, one file in memory at a time.
+    """Yield what `rlopt.replay.storage_state.load_rows` takes, one file in memory at a time.
 
     Raises:
         ValueError: If a file is damaged.

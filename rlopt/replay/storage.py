@@ -25,6 +25,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 
 from rlopt.replay.columns import check_space, observation_columns
 from rlopt.replay.packed import Column, PackedRows
+from rlopt.replay.storage_state import give_state, take_state
 
 Layout = Literal["plain", "shared"]
 Direction = Literal["older", "newer"]
@@ -422,108 +423,12 @@ class TransitionStorage:
         self._num_open = 0
 
     def state_dict(self, copy: bool = True) -> dict[str, Any]:
-        """Everything stored, the transitions as copies or as views."""
-        return {**self.head_state(), "parts": self.parts_state(self.num_added - self.num_filled_rows, copy)}
+        """Everything stored, the transitions as copies or as views; see `rlopt.replay.storage_state`."""
+        return take_state(self, copy)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state of a storage with the same spaces, capacity, layout and number of environments."""
-        self.load_head(state)
-        for part in state["parts"]:
-            self.load_rows(part)
-
-    def head_state(self) -> dict[str, Any]:
-        """What belongs to no row: small, whatever is stored."""
-        state: dict[str, Any] = {"num_added": self.num_added, "open": self._open.copy()}
-        if self.layout == "shared":
-            with_record = np.flatnonzero(self._final_id[: len(self)] >= 0)
-            state["newest"] = {name: self._final.view(name)[: self.n_envs].copy() for name in self._obs_names}
-            state["final_slots"], state["final_ids"] = with_record, self._final_id[with_record]
-            state["free_ids"] = self._free_ids[: self._num_free].copy()
-            state["num_final"] = self._final.num_rows
-        return state
-
-    def parts_state(self, first: int, copy: bool = True) -> list[dict[str, Any]]:
-        """The rows from `first` on, counted from the first one ever written, in two parts if the ring begins anew between them.
-
-        With the shared layout also the final observations of episodes that ended in them, or in the row before: that one may have
-        been the newest when it was taken, and have ended later by a reset from outside.
-        """
-        wrap = max(first, self.num_added - self.pos)
-        return [self._part(begin, end, copy) for begin, end in ((first, wrap), (wrap, self.num_added)) if begin < end]
-
-    def _part(self, first: int, last: int, copy: bool) -> dict[str, Any]:
-        begin = first % self.num_rows * self.n_envs
-        slots = slice(begin, begin + (last - first) * self.n_envs)
-        state: dict[str, Any] = {
-            "first": first,
-            "columns": {column.name: _taken(self._rows.view(column.name)[slots], copy) for column in self._rows.columns},
-            "episode_step": _taken(self._episode_step[slots], copy),
-            "truncated": _taken(self._truncated[slots], copy),
-        }
-        if self.layout == "shared":
-            from_row = max(first - 1, self.num_added - self.num_filled_rows)
-            numbers = np.arange(from_row * self.n_envs, last * self.n_envs)  # of transitions, from the first one ever written
-            ids = self._final_id[numbers % self.capacity]
-            ended = ids >= self.n_envs
-            state["ended"] = numbers[ended]
-            state["final"] = {name: self._final.view(name)[ids[ended]] for name in self._obs_names}
-        return state
-
-    def load_head(self, state: Mapping[str, Any]) -> None:
-        """Take over what `head_state` returned; the rows have to follow by `load_rows`, the oldest first."""
-        self.num_resets += 1
-        self.num_added = int(state["num_added"])
-        self._open = np.array(state["open"], bool)
-        self._num_open = int(np.count_nonzero(self._open))
-        if self.layout == "shared":
-            num_final = int(state["num_final"])
-            while self._final.num_rows < num_final:
-                self._grow_final(num_final - self._final.num_rows)
-            for name, value in state["newest"].items():
-                self._final.view(name)[: self.n_envs] = value
-            self._final_id[:] = -1
-            self._final_id[state["final_slots"]] = state["final_ids"]
-            free = np.concatenate([np.arange(num_final, self._final.num_rows, dtype=np.int32), state["free_ids"]])
-            self._free_ids = np.zeros(self._final.num_rows, np.int32)
-            self._free_ids[: len(free)] = free
-            self._num_free = len(free)
-
-    def load_rows(self, state: Mapping[str, Any]) -> None:
-        """Take over one of the parts that `parts_state` returned, but for rows that are older than the oldest of the head."""
-        oldest = self.num_added - self.num_filled_rows
-        given, num = int(state["first"]), len(state["truncated"]) // self.n_envs
-        first, end = max(given, oldest), given + num
-        if end <= first:
-            return
-        begin = first % self.num_rows * self.n_envs
-        slots = slice(begin, begin + (end - first) * self.n_envs)
-        skip = (first - given) * self.n_envs
-        for name, value in state["columns"].items():
-            self._rows.view(name)[slots] = value[skip:]
-        self._episode_step[slots] = state["episode_step"][skip:]
-        self._truncated[slots] = state["truncated"][skip:]
-        if self.layout == "shared":
-            stored = state["ended"] >= oldest * self.n_envs
-            ids = self._final_id[state["ended"][stored] % self.capacity]
-            for name, value in state["final"].items():
-                self._final.view(name)[ids] = value[stored]
-        if end == self.num_added:
-            self._find_ends()
-
-    def _find_ends(self) -> None:
-        """Compute the steps to the end of each episode: it ends where another begins behind, or where the newest is not open."""
-        rows = self.all_slots().reshape(-1, self.n_envs)
-        is_last = np.empty(rows.shape, bool)
-        is_last[:-1] = self._episode_step[rows[1:]] == 0
-        is_last[-1] = ~self._open
-        places = np.arange(len(rows), dtype=np.int32)[:, np.newaxis]
-        never = np.int32(2 * self.num_rows)
-        next_end = np.minimum.accumulate(np.where(is_last, places, never)[::-1], axis=0)[::-1]
-        self._steps_to_end[rows] = np.where(next_end == never, -1, next_end - places)
-
-
-def _taken(view: NDArray[Any], copy: bool) -> NDArray[Any]:
-    return view.copy() if copy else view
+        give_state(self, state)
 
 
 def _refuse_if_too_large(record_bytes: int, nbytes: int, capacity: int, layout: Layout, folder: Path | None) -> None:

@@ -13,6 +13,7 @@ from rlopt.files.state_file import read_state
 from rlopt.replay import segments
 from rlopt.replay.segments import read_segments, write_segments
 from rlopt.replay.storage import TransitionStorage
+from rlopt.replay.storage_state import head_state
 from tests.replay.histories import History, make_history, make_replay
 
 SPACES = ["box", "dict", "image", "discrete"]
@@ -29,7 +30,7 @@ def add(storage: TransitionStorage, history: History, first: int, last: int) -> 
 
 def restored(storage: TransitionStorage, history: History, folder: Path) -> Any:
     other = storage_of(history, storage.layout)
-    other.load_state_dict({**storage.head_state(), "parts": read_segments(folder)})
+    other.load_state_dict({**head_state(storage), "parts": read_segments(folder)})
     return other
 
 
