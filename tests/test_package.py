@@ -44,6 +44,10 @@ TORCH_DRAWS = {
 }  # fmt: skip
 
 
+# It stands in for a method of Stable-Baselines3 that draws so, and has to draw the same.
+LIKE_STABLE_BASELINES3 = {"rlopt.agents.fast.learning": ["numpy.random.rand"]}
+
+
 def library_modules(root: Path = ROOT) -> dict[str, Path]:
     """Map the full name of each module of rlopt and rlopt_envs to its file."""
     modules = {}
@@ -155,7 +159,8 @@ def test_every_room_has_a_rule() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_module_draws_from_no_global_random_state(module: str) -> None:
-    assert global_randomness(MODULES[module].read_text()) == []
+    found = [draw.partition(": ")[2] for draw in global_randomness(MODULES[module].read_text())]
+    assert found == LIKE_STABLE_BASELINES3.get(module, [])
 
 
 @pytest.mark.parametrize(

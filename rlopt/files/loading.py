@@ -31,10 +31,10 @@ def load(path: str | Path) -> dict[str, Any]:
         >>> import rlopt
         >>> from rlopt.agents import DQN, Checkpoints
         >>> folder = tempfile.mkdtemp()
-        >>> agent = DQN("MlpPolicy", "CartPole-v1", seed=0, device="cpu").learn(50, checkpoints=Checkpoints(folder))
+        >>> agent = DQN("MlpPolicy", "CartPole-v1", seed=0, device="cpu").learn(40, checkpoints=Checkpoints(folder))
         >>> found = rlopt.load(folder)
         >>> found["manifest"]["agent"], found["manifest"]["num_timesteps"], sorted(found["state"]["modules"])
-        ('DQN', 50, ['policy', 'policy.optimizer'])
+        ('DQN', 40, ['policy', 'policy.optimizer'])
     """
     path = Path(path)
     if path.is_dir():

@@ -53,7 +53,7 @@ def test_jobs_are_the_cores_of_this_machine_or_all_places_of_a_cluster(called, m
         (["--ray.cpus", "2"], "ray.cpus has no effect: the launcher is local; add --launcher ray or drop the option"),
         (["--launcher", "ray", "--slurm.time", "5"], "slurm.time has no effect: the launcher is ray; add --launcher slurm"),
         (["--launcher", "slurm", "--slurm.time", "0"], "time must be > 0, got 0"),
-        (["--launcher", "cloud"], "invalid choice"),
+        (["--launcher", "cloud"], "launcher must be one of local, ray, slurm, got cloud"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(capsys, tmp_path, arguments, message):

@@ -221,7 +221,8 @@ def test_status_shows_all_runs(study, capsys, monkeypatch):
     assert re.fullmatch(r"toy / high / seed 0 +finished +10 +10 +[\d.,]+ +3 +[\d,]+ MiB *", line)
 
 
-def test_watching_a_finished_study_ends_at_once(study, capsys):
+def test_watching_a_finished_study_ends_at_once(study, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["status", str(study), "--watch"]) == 0
     assert "toy / low / seed 0" in capsys.readouterr().out
 
