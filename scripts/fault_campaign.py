@@ -142,6 +142,8 @@ def main() -> int:
                     damaged.append(str(error))
             lost += [str(path) for path, content in finished.items() if not path.exists() or path.read_bytes() != content]
             finished = _finished(place)
+        if kill == 0:  # it ended before its first kill: runs are faster now than when the time was taken
+            references[name] = (reference, seconds / 2)
         runs[name] += 1
         if process.exitcode != 0 or _outcome(place) != reference:
             wrong.append(str(place))
