@@ -145,6 +145,7 @@ def main() -> int:
         if kill == 0:  # it ended before its first kill: runs are faster now than when the time was taken
             references[name] = (reference, seconds / 2)
         runs[name] += 1
+        print(f"{name}: {kill} kills, {sum(counts.values())} in all", flush=True)
         if process.exitcode != 0 or _outcome(place) != reference:
             wrong.append(str(place))
         else:
@@ -197,7 +198,9 @@ def _run_study(configs: list[dict[str, Any]], folder: Path) -> None:
 
 def _finished(folder: Path) -> dict[Path, bytes]:
     """Files of the runs of a study that are finished."""
-    places = [path.parent for path in folder.rglob("manifest.json") if json.loads(path.read_text()).get("status") == "finished"]
+    places = [
+        path.parent for path in folder.rglob("seed_*/manifest.json") if json.loads(path.read_text()).get("status") == "finished"
+    ]
     return {file: file.read_bytes() for place in places for file in place.iterdir() if file.is_file()}
 
 
