@@ -47,7 +47,7 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
         *args: As in `rlopt.agents.learner.Learner`.
         sequences: See `SequenceLearning`; None: learn from transitions.
         fast: Whether to learn and act in the fast form, for perceptrons on vectors with torch's Adam: the same numbers up to
-            rounding, in a fraction of the time.
+            rounding, in less time.
         **kwargs: As in `rlopt.agents.learner.Learner`.
 
     Raises:

@@ -13,7 +13,7 @@ from rlopt.agents.fast.mlp import StackedMLP
 class DQNGradient:
     """Gradients of mean_i w_i huber(Q(s_i, a_i) - y_i) for S networks at once, each on a batch of its own.
 
-    What `rlopt.agents.losses` and autograd compute, in a third of the calls. See `rlopt.agents.DQN` for y.
+    What `rlopt.agents.losses` and autograd compute, in fewer calls. See `rlopt.agents.DQN` for y.
 
     Args:
         online: Q-networks.

@@ -67,7 +67,7 @@ def flat_adam(optimizer: th.optim.Optimizer, in_order: Sequence[nn.Parameter], f
 
 
 class NumpyPolicy:
-    """A perceptron applied to few rows by NumPy: a third of the time that torch takes to begin.
+    """A perceptron applied to few rows by NumPy, which begins sooner than torch.
 
     Args:
         mlp: On the CPU, of one network; its parameters are read where they are.
