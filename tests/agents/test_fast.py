@@ -274,6 +274,12 @@ def test_agents_without_a_fast_form_are_refused(make: Any, words: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_episodes_of_several_environments_are_refused() -> None:
+    agent = discrete(make_vec_env("CartPole-v1", n_envs=2), fast=True, train_freq=(1, "episode"))
+    with pytest.raises(ValueError, match="train_freq must be in steps with several environments, got episodes with 2"):
+        agent.learn(20)
+
+
 def test_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match="sequences"):
         discrete(fast=True, sequences=SequenceLearning(length=2, burn_in=0))

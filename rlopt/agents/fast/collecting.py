@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
+from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -65,9 +65,14 @@ def collect_rollouts(
 
     Returns:
         How much was collected, and whether training goes on.
+
+    Raises:
+        ValueError: For phases of whole episodes with several environments.
     """
     num_envs, normalize = env.num_envs, self._vec_normalize_env
     num_collected_steps, num_collected_episodes = 0, 0
+    if num_envs > 1 and train_freq.unit != TrainFrequencyUnit.STEP:
+        raise ValueError(f"train_freq must be in steps with several environments, got episodes with {num_envs} environments.")
     callback.on_rollout_start()
     while should_collect_more_steps(train_freq, num_collected_steps, num_collected_episodes):
         actions, buffer_actions = self._sample_action(learning_starts, action_noise, num_envs)
