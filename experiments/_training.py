@@ -37,7 +37,8 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
 
     Args:
         config: `env_id`, `agent`, `total_timesteps`, `num_evaluations`, `eval_episodes`, `device`, `replay`,
-            `replay_options`, and under `options` the hyper-parameters of the agent that differ from its defaults.
+            `replay_options`, under `options` the hyper-parameters of the agent that differ from its defaults, and `fast` (default
+            False).
         seed: Seed of the agent; evaluations use seeds of their own, derived from it.
         folder: Where progress.csv and TensorBoard events go.
     """
@@ -74,6 +75,7 @@ def make_agent(config: dict[str, Any], seed: int, env: gym.Env[Any, Any] | None 
         policy_kwargs=policy if widths is None else {**policy, "net_arch": list(widths)},
         seed=seed,
         device=config["device"],
+        fast=config.get("fast", False),
         **options,
     )
 

@@ -80,6 +80,8 @@ class ReplayStudy:
     """Episodes of an evaluation, > 0, with the deterministic policy."""
     device: str = "cpu"
     """Where networks live: cpu, cuda, ..."""
+    fast: bool = False
+    """Whether agents learn and act in their fast form: the same up to rounding, in less time; for perceptrons on vectors."""
     tuning: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
     """Search of the learning rate and of the main options of each replay"""
     options: Annotated[AgentOptions, arg(name="")] = field(default_factory=AgentOptions)
@@ -183,6 +185,8 @@ def make_task(study: ReplayStudy, env_id: str) -> Task:
         "device": study.device,
         "options": options,
     }
+    if study.fast:
+        config["fast"] = True
     return Task(env_id, total_timesteps, config, low, high)
 
 
@@ -245,7 +249,7 @@ def default_name(study: ReplayStudy) -> str:
         parts.append(study.agent)
     changed = {
         name: getattr(study, name)
-        for name in ("num_evaluations", "eval_episodes", "device", "prioritized_lr_factor")
+        for name in ("num_evaluations", "eval_episodes", "device", "fast", "prioritized_lr_factor")
         if getattr(study, name) != getattr(default, name)
     }
     changed |= study.options.given() | study.tuning.changes()
