@@ -29,6 +29,7 @@ PACKAGES = (
 )  # fmt: skip
 _FLAGS = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "bf16")  # those that decide how products are computed
 Work = Callable[[], object]
+ENVIRONMENT_STEP = "environment step"  # the unit that is shown as a rate
 
 
 class Ratio(NamedTuple):
@@ -56,7 +57,7 @@ class Comparison:
 
     Args:
         what: The work.
-        unit: What is counted, e.g. "update" or "step".
+        unit: What is counted, e.g. "update" or ENVIRONMENT_STEP.
         seconds: Contestant to seconds of one unit, a number for each round.
         ours: Contestants of this package.
         peers: What they are compared with.

@@ -34,7 +34,7 @@ import stable_baselines3
 import torch
 import tyro
 from _bare_loop import BareLoop
-from _bench import Comparison, Work, clock_of, take_turns, write_json
+from _bench import ENVIRONMENT_STEP, Comparison, Work, clock_of, take_turns, write_json
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.noise import NormalActionNoise
@@ -264,7 +264,7 @@ def measure(task: Task, config: Config, say: Callable[[str], None]) -> list[Comp
     steps: dict[str, Work] = {who: lambda c=c: c.steps(num_steps) for who, c in taking_part.items()}  # type: ignore[misc]
     clock, peers = "cpu" if config.device == "cpu" else "wall", tuple(who for who in PEERS if who in taking_part)
     found = []
-    for unit, works, count in (("update", updates, num_updates), ("step", steps, num_steps)):
+    for unit, works, count in (("update", updates, num_updates), (ENVIRONMENT_STEP, steps, num_steps)):
         say(f"{task.title}: {unit}s")
         times = take_turns(works, num_rounds, device=config.device)
         seconds = {who: [value / count for value in values] for who, values in times.items()}

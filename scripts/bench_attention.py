@@ -175,6 +175,8 @@ def measure_lengths(config: Config, rows: dict[str, Attention]) -> list[Comparis
     print("| --- |" + " --- |" * (len(config.lengths) + 3))
     for name in calls:
         done = [length for length in config.lengths if (name, length) in middle]
+        if not done:
+            continue
         cells = [f"{1e3 * middle[name, length]:.1f}" if length in done else "" for length in config.lengths]
         growth = [middle[name, b] / middle[name, a] for a, b in itertools.pairwise(done) if b == 2 * a]
         faster = [middle[name, length] < middle[EXACT, length] for length in done]

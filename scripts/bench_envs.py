@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import gymnasium as gym
 import numpy as np
 import tyro
-from _bench import Comparison, Work, take_turns, write_json
+from _bench import ENVIRONMENT_STEP, Comparison, Work, take_turns, write_json
 from tyro.conf import arg
 
 import rlopt_envs  # registers the environments
@@ -74,7 +74,7 @@ def measure(env_id: str, config: Config) -> Comparison:
     works = {name: make_stepper(env_id, config.num_envs, mode) for name, mode in modes.items()}
     times = take_turns(works, config.num_rounds, block_seconds=config.round_seconds)
     seconds = {name: [value / (NUM_ACTIONS * config.num_envs) for value in values] for name, values in times.items()}
-    return Comparison(f"{env_id}, {config.num_envs} copies", "step", seconds, ("native",), ("SyncVectorEnv",))
+    return Comparison(f"{env_id}, {config.num_envs} copies", ENVIRONMENT_STEP, seconds, ("native",), ("SyncVectorEnv",))
 
 
 def main(config: Config) -> None:
