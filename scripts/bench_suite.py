@@ -53,6 +53,7 @@ class Part:
 
 _LOCOPROP = ("--only", "T = 5", "closed")
 _LENGTHS = ("--only", "favor+, chunks", "elu + 1", "--max-toeplitz", "0", "--no-decoding", "--lengths")
+_ONE_TOKEN = ("--batch", "1", "--length", "1")
 # A new part is a line here.
 PARTS = {
     "replay": Part("replay", (), ("--quick", "--cases", "vector", "frames", "--batch-sizes", "256"), "--output", has_device=False),
@@ -61,6 +62,7 @@ PARTS = {
     "locoprop": Part("locoprop", _LOCOPROP, (*_LOCOPROP, "--num-rounds", "3")),
     "attention": Part("attention", (*_LENGTHS, "1024", "4096", "16384"), (*_LENGTHS, "1024", "4096", "--num-rounds", "5")),
     "moe": Part("moe", (), ("--num-rounds", "5")),
+    "moe_one_token": Part("moe", (*_ONE_TOKEN, "--num-rounds", "301"), (*_ONE_TOKEN, "--num-rounds", "51")),
     "envs": Part("envs", (), ("--num-rounds", "3", "--round-seconds", "0.02", "--num-envs", "16"), has_device=False),
 }
 
@@ -70,7 +72,7 @@ class Config:
     """What is run, and where the results go."""
 
     parts: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = tuple(PARTS)
-    """Parts: replay, agents, adam, locoprop, attention, moe, envs."""
+    """Parts: replay, agents, adam, locoprop, attention, moe, moe_one_token, envs."""
     quick: bool = False
     """Fewer rounds and less work in each."""
     folder: Path = Path("bench_results")

@@ -27,6 +27,7 @@ TITLES = {
     "locoprop": "LocoProp",
     "attention": "Attention",
     "moe": "Mixtures of experts",
+    "moe_one_token": "Mixtures of experts: one token, as for acting",
     "envs": "Environments",
 }
 
