@@ -41,9 +41,14 @@ class FlatAdam(th.optim.Adam):
     ) -> None:
         super().__init__(parameters, **options)
         self._in_order = list(in_order)
-        self._flat, self._grads = flat, grads
+        self._flat, self.grads = flat, grads
         self._exp_avg, self._exp_avg_sq = th.zeros_like(flat), th.zeros_like(flat)
         self._steps = th.zeros(len(self._in_order), device=flat.device)  # a number each, as torch's Adam has them
+        self._arrays = (
+            tuple(part.numpy() for part in (grads, self._exp_avg, self._exp_avg_sq, self._steps.unsqueeze(0)))
+            if flat.device.type == "cpu"
+            else ()
+        )
         for parameter, grad in zip(self._in_order, _views(grads.view(-1), self._in_order), strict=True):
             parameter.grad = grad
         self._make_state()
@@ -67,10 +72,16 @@ class FlatAdam(th.optim.Adam):
         self._steps += 1
         beta1, beta2 = group["betas"]
         th._fused_adam_(
-            [self._flat], [self._grads], [self._exp_avg], [self._exp_avg_sq], [], [self._first_step],
+            [self._flat], [self.grads], [self._exp_avg], [self._exp_avg_sq], [], [self._first_step],
             lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
             amsgrad=False, maximize=group["maximize"],
         )  # fmt: skip
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Gradients, averages, counts of steps (each (1, .)) and options, as the steps in numba take them; on the CPU."""
+        group = self.param_groups[0]
+        sign = -1.0 if group["maximize"] else 1.0
+        return *self._arrays, group["lr"], *group["betas"], group["eps"], group["weight_decay"], sign
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state of this or of torch's Adam."""

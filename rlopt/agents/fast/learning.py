@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
@@ -11,10 +11,16 @@ from numpy.typing import NDArray
 from rlopt.agents.fast.adam import FlatAdam, flatten
 from rlopt.agents.fast.dqn import DQNGradient
 from rlopt.agents.fast.mlp import StackedMLP
-from rlopt.agents.fast.networks import NumpyPolicy, check_agent, flat_adam, shape_of, taken_over
+from rlopt.agents.fast.networks import acting, check_agent, compiled_for, flat_adam, shape_of, taken_over
 from rlopt.agents.fast.sac import LOG_STD_RANGE, SACGradient, SquashedGaussian
 from rlopt.agents.fast.td3 import TD3Gradient, TwinCritics
 from rlopt.optim import NonFiniteError
+
+if TYPE_CHECKING:
+    from rlopt.agents.fast.compiled import Arrays, Drawn
+
+Update = tuple[th.Tensor, th.Tensor]
+"""Loss, and TD errors (B, 1)."""
 
 
 class FastDQN:
@@ -32,14 +38,18 @@ class FastDQN:
         self._gradient = DQNGradient(self.online, self.target, agent.gamma, agent.double_q, agent.max_grad_norm)
         parameters = list(agent.q_net.parameters())
         agent.policy.optimizer = flat_adam(agent.policy.optimizer, parameters, self.online.params, self._gradient.grads)
-        self._act = NumpyPolicy(self.online) if agent.device.type == "cpu" else None
+        compiled = compiled_for([self.online])
+        self._compiled = compiled and compiled.CompiledDQN(self.online, self.target, agent.double_q, agent.max_grad_norm)
+        self._act = acting(self.online)
 
-    def learn(self, batch: Any) -> tuple[th.Tensor, th.Tensor] | None:
+    def learn(self, batch: Any) -> Update | None:
         """Take a step; returns the loss and the TD errors (B, 1), None if the step was left out."""
-        loss, errors = self._gradient(stacked(batch))
-        if not stepped(self._agent, self._agent.policy.optimizer, loss, self._gradient.grads, "the loss"):
-            return None
-        return loss, errors[0]
+        optimizer = self._agent.policy.optimizer
+        if self._compiled is None:
+            loss, errors = self._gradient(stacked(batch))
+            return (loss, errors[0]) if stepped(self._agent, optimizer, loss, self._gradient.grads, "the loss") else None
+        learned = self._compiled.learn(arrays_of(batch, self._agent.gamma), optimizer.arguments())
+        return updated(self._agent, optimizer, learned, "the loss")
 
     def update_target(self, tau: float) -> None:
         """Move the target network."""
@@ -49,11 +59,7 @@ class FastDQN:
         """Epsilon-greedy actions (B,), with the draws of Stable-Baselines3's."""
         if np.random.rand() < self._agent.exploration_rate:  # noqa: NPY002
             return np.array([self._agent.action_space.sample() for _ in range(len(observations))])
-        if self._act is not None:
-            values = self._act(_rows(observations))
-        else:
-            values = self.online.forward(th.as_tensor(_rows(observations), device=self._agent.device)[None], "act")[0].cpu().numpy()
-        return np.asarray(values.argmax(1))
+        return np.asarray(self._act(_rows(observations)).argmax(1))
 
 
 class FastTD3:
@@ -66,30 +72,39 @@ class FastTD3:
     def __init__(self, agent: Any) -> None:
         check_agent(agent)
         self._agent = agent
+        self._arrays: Arrays
         self.actor, self.actor_target = (taken_over(one.mu[:-1], "the actor") for one in (agent.actor, agent.actor_target))
         self.critics, self.critics_target = (_critics(one) for one in (agent.critic, agent.critic_target))
-        self._gradient = TD3Gradient(
-            self.actor, self.actor_target, self.critics, self.critics_target,
-            agent.gamma, agent.target_policy_noise, agent.target_noise_clip,
-        )  # fmt: skip
+        networks = self.actor, self.actor_target, self.critics, self.critics_target
+        noise = agent.target_policy_noise, agent.target_noise_clip
+        self._gradient = TD3Gradient(*networks, agent.gamma, *noise)
         for part, params, grads in (
             (agent.actor, self.actor.params, self._gradient.actor_grads),
             (agent.critic, self.critics.params, self._gradient.critic_grads),
         ):
             part.optimizer = flat_adam(part.optimizer, list(part.parameters()), params, grads)
-        self._act = NumpyPolicy(self.actor) if agent.device.type == "cpu" else None
+        compiled = compiled_for([self.actor, self.critics.all])
+        self._compiled = compiled and compiled.CompiledTD3(*networks, *noise)
+        self._act = acting(self.actor)
 
-    def learn_critics(self, batch: Any) -> tuple[th.Tensor, th.Tensor] | None:
+    def learn_critics(self, batch: Any) -> Update | None:
         """Take a step of the critics; returns their loss and the TD errors (B, 1), None if the step was left out."""
-        loss, errors = self._gradient.of_critics(stacked(batch))
-        done = stepped(self._agent, self._agent.critic.optimizer, loss, self._gradient.critic_grads, "the loss of the critic")
-        return (loss, errors[0]) if done else None
+        optimizer, of = self._agent.critic.optimizer, "the loss of the critic"
+        if self._compiled is None:
+            loss, errors = self._gradient.of_critics(stacked(batch))
+            return (loss, errors[0]) if stepped(self._agent, optimizer, loss, self._gradient.critic_grads, of) else None
+        self._arrays = arrays_of(batch, self._agent.gamma)
+        learned = self._compiled.learn_critics(self._arrays, self._compiled.noise(self._arrays), optimizer.arguments())
+        return updated(self._agent, optimizer, learned, of)
 
     def learn_actor(self, batch: Any) -> th.Tensor | None:
-        """Take a step of the actor; returns its loss, None if the step was left out."""
-        loss = self._gradient.of_actor(stacked(batch))
-        done = stepped(self._agent, self._agent.actor.optimizer, loss, self._gradient.actor_grads, "the loss of the actor")
-        return loss if done else None
+        """Take a step of the actor with the batch that the critics had; returns its loss, None if the step was left out."""
+        optimizer, of = self._agent.actor.optimizer, "the loss of the actor"
+        if self._compiled is None:
+            loss = self._gradient.of_actor(stacked(batch))
+            return loss if stepped(self._agent, optimizer, loss, self._gradient.actor_grads, of) else None
+        update = updated(self._agent, optimizer, self._compiled.learn_actor(self._arrays, optimizer.arguments()), of)
+        return None if update is None else update[0]
 
     def update_targets(self, tau: float) -> None:
         """Move the target networks."""
@@ -98,10 +113,7 @@ class FastTD3:
 
     def explore(self, observations: NDArray[Any]) -> NDArray[np.float32]:
         """Actions (B, A) in [-1, 1], without noise."""
-        if self._act is not None:
-            return np.tanh(self._act(_rows(observations)))
-        rows = th.as_tensor(_rows(observations), device=self._agent.device)[None]
-        return self.actor.forward(rows, "act")[0].tanh().cpu().numpy()
+        return np.tanh(self._act(_rows(observations)))
 
 
 class FastSAC:
@@ -114,6 +126,8 @@ class FastSAC:
     def __init__(self, agent: Any) -> None:
         check_agent(agent)
         self._agent = agent
+        self._arrays: Arrays
+        self._drawn: Drawn
         actor = agent.actor
         widths, activation = shape_of(actor.latent_pi[:-1], "the actor")
         # The heads of mean and deviation become one layer.
@@ -125,16 +139,18 @@ class FastSAC:
         actor.optimizer = flat_adam(actor.optimizer, in_order, network.params, self._gradient.actor_grads)
         parameters = list(agent.critic.parameters())
         agent.critic.optimizer = flat_adam(agent.critic.optimizer, parameters, self.critics.params, self._gradient.critic_grads)
-        self._act = NumpyPolicy(network) if agent.device.type == "cpu" else None
+        compiled = compiled_for([network, self.critics.all])
+        self._compiled = compiled and compiled.CompiledSAC(self._policy, self.critics, self.critics_target)
+        self._act = acting(network)
         self._log_ent_coef_grad: th.Tensor | None = None
         if agent.ent_coef_optimizer is not None:
-            flat = agent.log_ent_coef.detach().view(1, 1)
+            self._log_ent_coef = flat = agent.log_ent_coef.detach().view(1, 1)
             self._log_ent_coef_grad = th.zeros_like(flat)
             agent.ent_coef_optimizer = flat_adam(agent.ent_coef_optimizer, [agent.log_ent_coef], flat, self._log_ent_coef_grad)
 
     def explore(self, observations: NDArray[Any]) -> NDArray[np.float32]:
         """Draw actions (B, A) in (-1, 1), with the draws of Stable-Baselines3's."""
-        if self._act is None:
+        if self._agent.device.type != "cpu":  # noise from the device's generator
             rows = th.as_tensor(_rows(observations), device=self._agent.device)[None]
             with th.no_grad():
                 return self._policy.sample(rows, "act")[0][0].cpu().numpy()
@@ -143,32 +159,49 @@ class FastSAC:
         return np.asarray(np.tanh(mean + np.exp(np.clip(log_std, *LOG_STD_RANGE)) * noise))
 
     def draw(self, batch: Any) -> tuple[th.Tensor, th.Tensor]:
-        """Draw the policy's actions (1, B, A) for a batch, with log pi (1, B, 1)."""
-        with th.no_grad():
-            return self._policy.sample(batch.observations.unsqueeze(0))
+        """Draw the policy's actions (1, B, A) for a batch, with log pi (1, B, 1); the steps that follow are those of this batch."""
+        if self._compiled is None:
+            with th.no_grad():
+                return self._policy.sample(batch.observations.unsqueeze(0))
+        self._arrays = arrays_of(batch, self._agent.gamma)
+        self._drawn = self._compiled.draw(self._arrays, _normal(self._arrays.actions.shape))
+        return th.from_numpy(self._drawn.actions), th.from_numpy(self._drawn.log_probs)
 
     def learn_entropy_coefficient(self, log_prob: th.Tensor) -> th.Tensor | None:
         """Take a step of the entropy coefficient; returns its loss, None if the step was left out."""
-        assert self._log_ent_coef_grad is not None
-        with th.no_grad():
-            distance = (log_prob + self._agent.target_entropy).mean()
-            loss = -(self._agent.log_ent_coef.detach() * distance)
-            self._log_ent_coef_grad.copy_(-distance)
-        optimizer = self._agent.ent_coef_optimizer
-        done = stepped(self._agent, optimizer, loss, self._log_ent_coef_grad, "the loss of the entropy coefficient")
-        return loss if done else None
+        optimizer, of = self._agent.ent_coef_optimizer, "the loss of the entropy coefficient"
+        if self._compiled is None:
+            assert self._log_ent_coef_grad is not None
+            with th.no_grad():
+                distance = (log_prob + self._agent.target_entropy).mean()
+                loss = -(self._agent.log_ent_coef.detach() * distance)
+                self._log_ent_coef_grad.copy_(-distance)
+            return loss if stepped(self._agent, optimizer, loss, self._log_ent_coef_grad, of) else None
+        learned = self._compiled.learn_ent_coefs(
+            self._log_ent_coef.numpy(), self._drawn, self._agent.target_entropy, optimizer.arguments()
+        )
+        update = updated(self._agent, optimizer, learned, of)
+        return None if update is None else update[0]
 
-    def learn_critics(self, batch: Any, ent_coef: th.Tensor) -> tuple[th.Tensor, th.Tensor] | None:
+    def learn_critics(self, batch: Any, ent_coef: th.Tensor) -> Update | None:
         """Take a step of the critics; returns their loss and the TD errors (B, 1), None if the step was left out."""
-        loss, errors = self._gradient.of_critics(stacked(batch), ent_coef.view(1, 1, 1))
-        done = stepped(self._agent, self._agent.critic.optimizer, loss, self._gradient.critic_grads, "the loss of the critic")
-        return (loss, errors[0]) if done else None
+        optimizer, of = self._agent.critic.optimizer, "the loss of the critic"
+        if self._compiled is None:
+            loss, errors = self._gradient.of_critics(stacked(batch), ent_coef.view(1, 1, 1))
+            return (loss, errors[0]) if stepped(self._agent, optimizer, loss, self._gradient.critic_grads, of) else None
+        noise = _normal(self._arrays.actions.shape)
+        learned = self._compiled.learn_critics(self._arrays, noise, ent_coef.view(1).numpy(), optimizer.arguments())
+        return updated(self._agent, optimizer, learned, of)
 
     def learn_actor(self, batch: Any, ent_coef: th.Tensor, actions: th.Tensor, log_prob: th.Tensor) -> th.Tensor | None:
         """Take a step of the actor from actions drawn by `draw`; returns its loss, None if the step was left out."""
-        loss = self._gradient.of_actor(stacked(batch), ent_coef.view(1, 1, 1), actions, log_prob)
-        done = stepped(self._agent, self._agent.actor.optimizer, loss, self._gradient.actor_grads, "the loss of the actor")
-        return loss if done else None
+        optimizer, of = self._agent.actor.optimizer, "the loss of the actor"
+        if self._compiled is None:
+            loss = self._gradient.of_actor(stacked(batch), ent_coef.view(1, 1, 1), actions, log_prob)
+            return loss if stepped(self._agent, optimizer, loss, self._gradient.actor_grads, of) else None
+        learned = self._compiled.learn_actor(self._arrays, self._drawn, ent_coef.view(1).numpy(), optimizer.arguments())
+        update = updated(self._agent, optimizer, learned, of)
+        return None if update is None else update[0]
 
     def update_target(self, tau: float) -> None:
         """Move the target networks."""
@@ -188,6 +221,13 @@ class _Stacked:
         self.dones = batch.dones.unsqueeze(0)
         self.weights = batch.weights.unsqueeze(0)
         self.discounts = None if batch.discounts is None else batch.discounts.unsqueeze(0)
+
+
+def arrays_of(batch: Any, gamma: float) -> Arrays:
+    """Return a batch as arrays with a leading dimension of one agent."""
+    from rlopt.agents.fast import compiled
+
+    return compiled.arrays_of(batch, gamma)
 
 
 def stacked(batch: Any) -> Any:
@@ -210,8 +250,25 @@ def stepped(agent: Any, optimizer: FlatAdam, loss: th.Tensor, grads: th.Tensor, 
     return True
 
 
+def updated(agent: Any, optimizer: FlatAdam, learned: Any, of: str) -> Update | None:
+    """Return the loss and the TD errors (B, 1) of a compiled step; None if it took none, as something was not finite.
+
+    Raises:
+        NonFiniteError: If the agent ends the run then.
+    """
+    if learned.num_left_out:
+        stepped(agent, optimizer, th.from_numpy(learned.losses), optimizer.grads, of)
+        return None
+    return th.from_numpy(learned.losses), th.from_numpy(learned.errors)[:1].squeeze(0)
+
+
 def _nothing() -> None:
     """Nothing has to be undone: the step comes after the look."""
+
+
+def _normal(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    drawn: NDArray[np.float32] = th.empty(shape).normal_().numpy()
+    return drawn
 
 
 def _critics(critic: Any) -> TwinCritics:

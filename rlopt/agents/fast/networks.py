@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +68,39 @@ def flat_adam(optimizer: th.optim.Optimizer, in_order: Sequence[nn.Parameter], f
         raise ValueError(f"fast=True needs torch's Adam, got {found}: drop fast, or choose optimizer='adam'.")
     options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")}
     return FlatAdam(group["params"], in_order, flat, grads, **options)
+
+
+def compiled_for(networks: Sequence[StackedMLP]) -> Any:
+    """Return `rlopt.agents.fast.compiled` if numba computes these networks, those with ReLU on the CPU; otherwise None.
+
+    The first process on a machine compiles for half a minute and says so; numba keeps the result on disk.
+    """
+    if any(network.activation != "relu" or network.params.device.type != "cpu" for network in networks):
+        return None
+    name = "rlopt.agents.fast.compiled"
+    if name not in sys.modules:
+        text = "fast=True: compiling the learning steps for this processor; later processes find them on disk."
+        timer = threading.Timer(3.0, sys.stderr.write, [text + "\n"])
+        timer.daemon = True
+        timer.start()
+        begin = time.monotonic()
+        importlib.import_module(name)
+        timer.cancel()
+        if time.monotonic() - begin > 3.0:
+            sys.stderr.write(f"fast=True: compiled in {time.monotonic() - begin:.0f} s.\n")
+    return sys.modules[name]
+
+
+def acting(network: StackedMLP) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return what computes the outputs (B, out) of one network for a few rows (B, in) soonest."""
+    compiled = compiled_for([network])
+    if compiled is not None:
+        policy = compiled.CompiledPolicy(network)
+        return lambda rows: policy(rows[None])[0]
+    device = network.params.device
+    if device.type == "cpu":
+        return NumpyPolicy(network)
+    return lambda rows: network.forward(th.as_tensor(rows, device=device)[None], "act")[0].cpu().numpy()
 
 
 class NumpyPolicy:
