@@ -249,6 +249,18 @@ class Replay(ReplayBuffer):
         """
         return self._make_batch(self._draw(batch_size), env)
 
+    def sample_arrays(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBatch:
+        """Draw the batch that `sample` would, as NumPy arrays.
+
+        Args:
+            batch_size: As in `sample`.
+            env: As there.
+
+        Raises:
+            ValueError: As there.
+        """
+        return self._make_arrays(self._draw(batch_size), env)
+
     def sample_sequences(
         self,
         batch_size: int,
@@ -342,6 +354,19 @@ class Replay(ReplayBuffer):
 
     def _make_batch(self, draw: Draw, env: VecNormalize | None, run_length: int = 1) -> ReplayBatch:
         """The transitions of a draw; `run_length` neighbours in the batch are of one episode and belong together."""
+        batch: Any = self._make_arrays(draw, env, run_length)
+        return ReplayBatch(
+            observations=self._tensors(batch.observations),
+            actions=self._tensor(batch.actions),
+            next_observations=self._tensors(batch.next_observations),
+            dones=self._tensor(batch.dones),
+            rewards=self._tensor(batch.rewards),
+            discounts=None if batch.discounts is None else self._tensor(batch.discounts),
+            indices=batch.indices,
+            weights=self._weights(draw),
+        )
+
+    def _make_arrays(self, draw: Draw, env: VecNormalize | None, run_length: int = 1) -> ReplayBatch:
         slots = draw.slots
         fields = self.storage.gather(slots)
         obs = self.storage.observation(slots, fields)
@@ -365,16 +390,9 @@ class Replay(ReplayBuffer):
             used = np.arange(self.n_steps) < steps[:, None]
             rewards = (step_rewards * powers * used).sum(1, keepdims=True, dtype=np.float32)
             discounts = (np.float32(self.gamma) ** steps.astype(np.float32))[:, None]
-        return ReplayBatch(
-            observations=self._tensors(self._normalize_obs(obs, env)),
-            actions=self._tensor(fields["actions"]),
-            next_observations=self._tensors(self._normalize_obs(next_obs, env)),
-            dones=self._tensor(dones),
-            rewards=self._tensor(rewards),
-            discounts=None if discounts is None else self._tensor(discounts),
-            indices=slots,
-            weights=self._weights(draw),
-        )
+        weights = np.ones((len(slots), 1), np.float32) if draw.weights is None else draw.weights[:, None]
+        arrays: Any = (self._normalize_obs(obs, env), fields["actions"], self._normalize_obs(next_obs, env), dones, rewards)
+        return ReplayBatch._make((*arrays, discounts, slots, weights))  # of arrays
 
     def _weights(self, draw: Draw) -> th.Tensor:
         """Importance weights of a draw, (B, 1)."""

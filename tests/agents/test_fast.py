@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from rlopt.agents import DDPG, DQN, SAC, TD3, Checkpoints, SequenceLearning
-from rlopt.agents.fast.adam import FlatAdam, flatten
+from rlopt.agents.fast.adam import AdamRows, FlatAdam, flatten
 from rlopt.agents.fast.collecting import LeanVecEnv
 from rlopt.agents.fast.dqn import DQNGradient, clip_norms
 from rlopt.agents.fast.mlp import StackedMLP, widths_and_activation
@@ -129,7 +129,7 @@ def batch(num: int, rows: int, obs: int, act: int, discrete_actions: bool) -> An
     return SimpleNamespace(
         observations=th.randn(num, rows, obs), next_observations=th.randn(num, rows, obs), actions=actions,
         rewards=3 * th.randn(num, rows, 1), dones=(th.rand(num, rows, 1) < 0.3).float(), weights=th.rand(num, rows, 1),
-        discounts=th.rand(num, rows, 1),
+        discounts=th.rand(num, rows, 1), noise=th.randn(num, rows, act),
     )  # fmt: skip
 
 
@@ -154,15 +154,12 @@ def test_several_agents_at_once_are_each_alone() -> None:
 
     def sac(rows_of: slice, of: Any) -> list[th.Tensor]:
         count = len(actor[rows_of])
-        th.manual_seed(2)
         gaussian = SquashedGaussian(StackedMLP(policy, count, "relu", actor[rows_of].clone()))
         critics = [TwinCritics(params[rows_of].clone(), critic, "relu", 2) for params in (twin, twin_target)]
         gradient = SACGradient(gaussian, critics[0], critics[1], 0.9)
         ent_coef = th.full((count, 1, 1), 0.3)
-        # Noise differs between one and several agents: without it they must agree.
-        gaussian.sample = lambda observations, slot="": _without_noise(gaussian, observations, slot)  # type: ignore[method-assign]
-        actions, log_prob = gaussian.sample(of.observations)
-        loss, errors = gradient.of_critics(of, ent_coef)
+        actions, log_prob = gaussian.sample(of.observations, of.noise)
+        loss, errors = gradient.of_critics(of, ent_coef, -of.noise)
         actor_loss = gradient.of_actor(of, ent_coef, actions, log_prob)
         return [loss, errors, actor_loss, gradient.critic_grads, gradient.actor_grads]
 
@@ -170,8 +167,8 @@ def test_several_agents_at_once_are_each_alone() -> None:
         count = len(online[rows_of])
         nets = [StackedMLP(widths, count, "tanh", params[rows_of].clone()) for params in (online, target)]
         critics = [TwinCritics(params[rows_of].clone(), critic, "tanh", 2) for params in (twin, twin_target)]
-        gradient = TD3Gradient(nets[0], nets[1], critics[0], critics[1], 0.9, 0.0, 0.5)
-        loss, errors = gradient.of_critics(of)
+        gradient = TD3Gradient(nets[0], nets[1], critics[0], critics[1], 0.9)
+        loss, errors = gradient.of_critics(of, 0.2 * of.noise)
         return [loss, errors, gradient.of_actor(of), gradient.critic_grads, gradient.actor_grads]
 
     for compute, of in ((dqn, steps), (td3, data), (sac, data)):
@@ -179,15 +176,6 @@ def test_several_agents_at_once_are_each_alone() -> None:
         for index in range(num):
             for one, all_of_them in zip(compute(slice(index, index + 1), part(of, index)), together, strict=True):
                 np.testing.assert_allclose(one[0], all_of_them[index], atol=1e-5)
-
-
-def _without_noise(gaussian: SquashedGaussian, observations: th.Tensor, slot: str) -> Any:
-    real = th.Tensor.normal_
-    try:
-        th.Tensor.normal_ = th.Tensor.zero_  # type: ignore[method-assign, assignment]
-        return SquashedGaussian.sample(gaussian, observations, slot)
-    finally:
-        th.Tensor.normal_ = real  # type: ignore[method-assign]
 
 
 def test_norms_are_bounded_per_network() -> None:
@@ -207,9 +195,8 @@ def test_adam_is_torchs_and_reads_its_files() -> None:
     options = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-6, "betas": (0.8, 0.99)}
     plain = th.optim.Adam(one.parameters(), fused=True, **options)  # type: ignore[arg-type]
     params = list(other.parameters())
-    flat = flatten(params)
-    grads = th.zeros_like(flat)
-    fast = FlatAdam(params, params, flat, grads, **options)
+    flat = flatten([params])
+    fast = FlatAdam(params, params, AdamRows(flat, th.zeros_like(flat), len(params)), **options)
     for step in range(6):
         for parameter, twin in zip(one.parameters(), params, strict=True):
             parameter.grad = th.randn_like(parameter)
@@ -231,13 +218,13 @@ def test_numpys_forward_pass_is_torchs() -> None:
     one, other = networks()
     found = widths_and_activation(other)
     assert found == ([3, 4, 2], "relu")
-    policy = NumpyPolicy(StackedMLP(found[0], 1, found[1], flatten(list(other.parameters()))))
+    policy = NumpyPolicy(StackedMLP(found[0], 1, found[1], flatten([list(other.parameters())])))
     x = th.randn(5, 3)
-    np.testing.assert_allclose(policy(x.numpy()), one(x).detach(), atol=1e-6)
+    np.testing.assert_allclose(policy(x.numpy()[None])[0], one(x).detach(), atol=1e-6)
     with th.no_grad():
         one[2].bias += 1.0
         other[2].bias += 1.0
-    np.testing.assert_allclose(policy(x.numpy()), one(x).detach(), atol=1e-6)  # parameters are read where they are
+    np.testing.assert_allclose(policy(x.numpy()[None])[0], one(x).detach(), atol=1e-6)  # parameters are read where they are
 
 
 @pytest.mark.parametrize(
