@@ -82,7 +82,10 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
     def _sample_action(self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1) -> Any:
         if self._fast is None or self.num_timesteps < learning_starts:
             return super()._sample_action(learning_starts, action_noise, n_envs)
-        actions = self._fast.explore(np.asarray(self._last_obs)[None], (0,))[0]
+        return self._noisy(self._fast.explore(np.asarray(self._last_obs)[None], (0,))[0], action_noise)
+
+    def _noisy(self, actions: Any, action_noise: ActionNoise | None) -> tuple[Any, Any]:
+        """Actions for the environment and for the replay, of those that a policy chose."""
         if not isinstance(self.action_space, spaces.Box):
             return actions, actions
         if action_noise is not None:
