@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from rlopt.files.state_file import read_state, write_state
 from rlopt.replay.batch import ReplayBatch, TDErrorFunction
+from rlopt.replay.reuse import BatchMemories
 from rlopt.replay.sampler import Draw, Sampler, ScoreFunction
 from rlopt.replay.sequences import PivotPlace, SequenceBatch, fold, plan_sequences
 from rlopt.replay.storage import Layout, Observation, TransitionStorage
@@ -47,6 +48,9 @@ class Replay(ReplayBuffer):
         layout: "plain", or "shared" to store each observation once (half the memory for images, equal batches).
         memmap_path: Folder on a disk for memory-mapped storage. The files are scratch and vanish with the buffer; `save` keeps
             data.
+        reuse_memory: Whether `sample` may write over the transitions of the batch before (not over `indices` and importance
+            weights): quicker, for a learning step that keeps no batch. Done for one-step batches of the plain layout on the CPU
+            that are not normalised.
         seed: Seed of the sampler's own generator. None derives one from NumPy's global generator without advancing it, so that
             the seed of a stock Stable-Baselines3 agent governs the replay as well.
 
@@ -73,6 +77,7 @@ class Replay(ReplayBuffer):
         gamma: float | None = None,
         layout: Layout = "plain",
         memmap_path: str | Path | None = None,
+        reuse_memory: bool = False,
         seed: int | np.random.SeedSequence | None = None,
     ) -> None:
         if n_steps < 1 or n_steps != int(n_steps):
@@ -92,6 +97,9 @@ class Replay(ReplayBuffer):
         self.gamma = gamma
         self.seed = seed
         self.memmap_path = memmap_path
+        self.reuse_memory = reuse_memory
+        self._can_reuse = n_steps == 1 and layout == "plain" and self.device.type == "cpu"
+        self._memories = BatchMemories()
         if self.storage.capacity != buffer_size:
             warnings.warn(
                 f"buffer_size={buffer_size} is not a multiple of n_envs={n_envs}: rounded up to {self.storage.capacity}.",
@@ -247,7 +255,14 @@ class Replay(ReplayBuffer):
         Raises:
             ValueError: If the buffer is empty or `batch_size` < 1.
         """
-        return self._make_batch(self._draw(batch_size), env)
+        draw = self._draw(batch_size)
+        if not (self.reuse_memory and self._can_reuse and env is None):
+            return self._make_batch(draw, env)
+        slots = draw.slots
+        memory = self._memories.of(self.storage, len(slots))
+        batch = memory.fill(slots, draw.weights)
+        self._relabel(slots, slots[:, None], memory.obs, memory.next_obs, memory.rewards, 1)
+        return batch
 
     def sample_sequences(
         self,
@@ -366,20 +381,20 @@ class Replay(ReplayBuffer):
             rewards = (step_rewards * powers * used).sum(1, keepdims=True, dtype=np.float32)
             discounts = (np.float32(self.gamma) ** steps.astype(np.float32))[:, None]
         return ReplayBatch(
-            observations=self._tensors(self._normalize_obs(obs, env)),
-            actions=self._tensor(fields["actions"]),
-            next_observations=self._tensors(self._normalize_obs(next_obs, env)),
-            dones=self._tensor(dones),
-            rewards=self._tensor(rewards),
-            discounts=None if discounts is None else self._tensor(discounts),
-            indices=slots,
-            weights=self._weights(draw),
+            self._tensors(self._normalize_obs(obs, env)),
+            self._tensor(fields["actions"]),
+            self._tensors(self._normalize_obs(next_obs, env)),
+            self._tensor(dones),
+            self._tensor(rewards),
+            None if discounts is None else self._tensor(discounts),
+            slots,
+            self._weights(draw),
         )
 
     def _weights(self, draw: Draw) -> th.Tensor:
         """Importance weights of a draw, (B, 1)."""
         if draw.weights is None:
-            return th.ones((len(draw.slots), 1), device=self.device)
+            return self._tensor(np.ones((len(draw.slots), 1), np.float32))
         return self._tensor(draw.weights[:, None])
 
     def _relabel(
