@@ -56,6 +56,7 @@ _LENGTHS = ("--only", "favor+, chunks", "elu + 1", "--max-toeplitz", "0", "--no-
 PARTS = {
     "replay": Part("replay", (), ("--quick", "--block-seconds", "0.06"), "--output", has_device=False),
     "agents": Part("agents", (), ("--quick",)),
+    "stacked": Part("stacked", (), ("--quick",), has_device=False),
     "adam": Part("adam", (), ("--num-rounds", "5", "--block-seconds", "0.02")),
     "locoprop": Part("locoprop", _LOCOPROP, (*_LOCOPROP, "--num-rounds", "3")),
     "attention": Part("attention", (*_LENGTHS, "1024", "4096", "16384"), (*_LENGTHS, "1024", "4096", "--num-rounds", "5")),
@@ -69,7 +70,7 @@ class Config:
     """What is run, and where the results go."""
 
     parts: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = tuple(PARTS)
-    """Parts: replay, agents, adam, locoprop, attention, moe, envs."""
+    """Parts: replay, agents, stacked, adam, locoprop, attention, moe, envs."""
     quick: bool = False
     """Fewer rounds and less work in each."""
     folder: Path = Path("bench_results")

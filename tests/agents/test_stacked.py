@@ -75,7 +75,9 @@ def test_agents_go_on_together_or_alone_and_leave_the_process_as_it_was() -> Non
     assert np.array_equal(before["numpy"][1], after["numpy"][1])
     assert th.equal(before["torch"], after["torch"])
     stack.learn(60)
-    alone = make(SEEDS[2]).learn(80).learn(60)
+    stack.learn(30, reset_num_timesteps=False)
+    alone = make(SEEDS[2]).learn(80).learn(60).learn(30, reset_num_timesteps=False)
+    assert stack.agents[2].num_timesteps == 90
     assert np.array_equal(weights(stack.agents[2]), weights(alone))
     stack.agents[0].learn(50)
     assert stack.agents[0].num_timesteps == 50
