@@ -58,6 +58,7 @@ _ONE_TOKEN = ("--batch", "1", "--length", "1")
 PARTS = {
     "replay": Part("replay", (), ("--quick", "--cases", "vector", "frames", "--batch-sizes", "256"), "--output", has_device=False),
     "agents": Part("agents", (), ("--quick",)),
+    "stacked": Part("stacked", (), ("--quick",), has_device=False),
     "adam": Part("adam", (), ("--num-rounds", "5", "--block-seconds", "0.02")),
     "locoprop": Part("locoprop", _LOCOPROP, (*_LOCOPROP, "--num-rounds", "3")),
     "attention": Part("attention", (*_LENGTHS, "1024", "4096", "16384"), (*_LENGTHS, "1024", "4096", "--num-rounds", "5")),
@@ -72,7 +73,7 @@ class Config:
     """What is run, and where the results go."""
 
     parts: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = tuple(PARTS)
-    """Parts: replay, agents, adam, locoprop, attention, moe, moe_one_token, envs."""
+    """Parts: replay, agents, stacked, adam, locoprop, attention, moe, moe_one_token, envs."""
     quick: bool = False
     """Fewer rounds and less work in each."""
     folder: Path = Path("bench_results")
