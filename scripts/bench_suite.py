@@ -8,8 +8,8 @@ round, with their range. Times are CPU times of one thread; on an accelerator, t
 Written to the folder: `suite.json` (all numbers of all rounds, machine, versions), `suite.svg`, and what each part printed.
 
 Commands:
-    scripts/bench            # everything, about half an hour
-    scripts/bench --quick    # about five minutes
+    scripts/bench            # everything
+    scripts/bench --quick    # about five minutes on a quiet machine
     scripts/bench all --parts replay agents
 """
 
