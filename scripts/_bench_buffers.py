@@ -226,6 +226,13 @@ class RloptShared(RloptUniform):
     options: ClassVar[dict[str, Any]] = {"layout": "shared"}
 
 
+class RloptReused(RloptUniform):
+    """`rlopt.replay.UniformReplay` whose batches are valid until the next one."""
+
+    library = "rlopt uniform, reused memory"
+    options: ClassVar[dict[str, Any]] = {"reuse_memory": True}
+
+
 class RloptPrioritized(StableBaselines3):
     """`rlopt.replay.PrioritizedReplay`."""
 
@@ -241,6 +248,13 @@ class RloptPrioritized(StableBaselines3):
 
     def update(self, td_errors: NDArray[np.float32]) -> None:
         self.buffer.update(self.last.indices, td_errors)
+
+
+class RloptPrioritizedReused(RloptPrioritized):
+    """`rlopt.replay.PrioritizedReplay` whose batches are valid until the next one."""
+
+    library = "rlopt prioritized, reused memory"
+    options: ClassVar[dict[str, Any]] = {"reuse_memory": True}
 
 
 class RloptRank(RloptPrioritized):
@@ -395,6 +409,7 @@ class TianshouPrioritizedVector(TianshouPrioritized):
 BUFFERS: tuple[type[Buffer], ...] = (
     StableBaselines3,
     RloptUniform,
+    RloptReused,
     RloptShared,
     Cpprb,
     TorchRL,
@@ -403,6 +418,7 @@ BUFFERS: tuple[type[Buffer], ...] = (
     FloorTorch,
     FloorC,
     RloptPrioritized,
+    RloptPrioritizedReused,
     RloptRank,
     CpprbPrioritized,
     TorchRLPrioritized,

@@ -1,21 +1,27 @@
 """Measure agents: what an update costs, and how many steps of an environment they do in a second of CPU time.
 
-Stable-Baselines3, a bare loop in PyTorch (fused Adam, one `_foreach_lerp_`, no class in the way), rlopt's agents, and their fast
-form take turns in one process, so that a machine that slows down slows all. Numbers are medians over rounds; ratios are those
-within a round, with their range. The floor of an update is its products of matrices alone.
+Stable-Baselines3, SBX (the same in JAX), a bare loop in PyTorch, rlopt's agents, and their fast form take turns in one process, so
+that a machine that slows down slows all. Hyper-parameters are equal, all warm up first, which compiles what is compiled. Numbers
+are medians over rounds; ratios are those within a round, with their range. The floor of an update is its products of matrices
+alone. Updates are those of one call of `train`; SBX runs them in one compiled loop, and its DQN does not clip gradients.
+
+Where oneDNN computes products in full float32, Stable-Baselines3 has a second row with it
+(`torch.set_float32_matmul_precision("medium")`); on processors on which this rounds to bfloat16 the row is left out. SBX is
+measured where it is installed, on the CPU only. On an accelerator seconds are those of the clock, not of the CPU.
 
 Commands:
     scripts/bench agents
     scripts/bench agents --quick
     scripts/bench agents --tasks sac_pendulum --json agents.json
+    scripts/bench agents --device cuda
 """
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -27,17 +33,17 @@ import numpy as np
 import stable_baselines3
 import torch
 import tyro
+from _bare_loop import BareLoop
+from _bench import ENVIRONMENT_STEP, Comparison, Work, clock_of, take_turns, write_json
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.noise import NormalActionNoise
-from torch import nn
-from torch.nn import functional as F
 from tyro.conf import arg
 
 from rlopt import agents
 
 Agent = Any
-_OFF_POLICY = {"learning_starts": 500, "buffer_size": 20_000, "seed": 0, "device": "cpu", "gamma": 0.99}
+_OFF_POLICY = {"learning_starts": 500, "buffer_size": 20_000, "seed": 0, "gamma": 0.99}
 _ZOO = {
     "learning_rate": 2.3e-3, "batch_size": 64, "target_update_interval": 10, "train_freq": 256, "gradient_steps": 128,
     "exploration_fraction": 0.01, "exploration_final_eps": 0.04, "net_arch": [256, 256],
@@ -49,27 +55,46 @@ _EVERY_STEP = {
 _CONTINUOUS = {
     "learning_rate": 1e-3, "batch_size": 256, "tau": 0.005, "train_freq": 1, "gradient_steps": 1, "net_arch": [256, 256],
 }  # fmt: skip
-# Name -> agent, environment, options, steps of a round.
-TASKS: dict[str, tuple[str, str, dict[str, Any], int]] = {
-    "dqn_every_step": ("DQN", "CartPole-v1", _EVERY_STEP, 2000),
-    "dqn_zoo": ("DQN", "CartPole-v1", _ZOO, 2560),
-    "td3_pendulum": ("TD3", "Pendulum-v1", _CONTINUOUS, 300),
-    "td3_cheetah": ("TD3", "HalfCheetah-v5", _CONTINUOUS, 200),
-    "sac_pendulum": ("SAC", "Pendulum-v1", _CONTINUOUS, 200),
+
+
+@dataclass(frozen=True)
+class Task:
+    """An agent in an environment."""
+
+    title: str
+    kind: str
+    env_id: str
+    options: dict[str, Any]
+    num_steps: int  # of a round
+    in_quick: bool = True
+
+
+TASKS = {
+    "dqn_every_step": Task("DQN 2x64, CartPole, an update each step", "DQN", "CartPole-v1", _EVERY_STEP, 2000),
+    "dqn_zoo": Task("DQN 2x256, CartPole, 128 updates in 256 steps", "DQN", "CartPole-v1", _ZOO, 2560),
+    "td3_pendulum": Task("TD3 2x256, Pendulum", "TD3", "Pendulum-v1", _CONTINUOUS, 300, in_quick=False),
+    "td3_cheetah": Task("TD3 2x256, HalfCheetah", "TD3", "HalfCheetah-v5", _CONTINUOUS, 200),
+    "sac_pendulum": Task("SAC 2x256, Pendulum", "SAC", "Pendulum-v1", _CONTINUOUS, 200),
 }
+PEERS = ("Stable-Baselines3", "Stable-Baselines3, oneDNN", "SBX", "bare loop", "rlopt")
+OURS = ("rlopt, fast",)
+FLOOR = "floor: products of matrices"
+EXACT = 1e-5  # relative error of a product in float32; bfloat16 has 3e-3
 
 
 @dataclass(frozen=True)
 class Config:
     """What to measure."""
 
-    tasks: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = tuple(TASKS)
-    """Which agents on which environments: dqn_every_step (2x64, batch 64, an update each step), dqn_zoo (2x256, 128 updates
-    after 256 steps), td3_pendulum, td3_cheetah, sac_pendulum (2x256, batch 256, an update each step)."""
+    tasks: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = ()
+    """Which agents on which environments; none: all. dqn_every_step (2x64, batch 64, an update each step), dqn_zoo (2x256, 128
+    updates after 256 steps), td3_pendulum (not in --quick), td3_cheetah, sac_pendulum (2x256, batch 256, an update each step)."""
     num_rounds: int = 7
     """Rounds of each, > 2."""
     quick: bool = False
     """Three rounds of a quarter of the steps."""
+    device: str = "cpu"
+    """Where networks live: cpu or cuda."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
     """Where the numbers go, too."""
 
@@ -79,193 +104,98 @@ class Config:
             raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {unknown[0]}")
         if self.num_rounds < 3:
             raise ValueError(f"num_rounds must be > 2, got {self.num_rounds}")
+        clock_of(self.device)
 
-
-@dataclass(frozen=True)
-class Line:
-    """What was measured of one contestant."""
-
-    task: str
-    who: str
-    update_us: float
-    steps_per_second: float
-    update_ratio: float
-    update_ratio_range: tuple[float, float]
-    steps_ratio: float
-    steps_ratio_range: tuple[float, float]
-
-
-class BareLoop:
-    """A loop as short as PyTorch's eager mode allows, with the same learning rule."""
-
-    def __init__(self, kind: str, env_id: str, options: dict[str, Any]) -> None:
-        self.kind, self.options = kind, options
-        self.env = gym.make(env_id)
-        space: Any = self.env.action_space
-        self.is_discrete = kind == "DQN"
-        self.num_actions = int(space.n) if self.is_discrete else space.shape[0]
-        self.high = 1.0 if self.is_discrete else float(space.high[0])
-        assert self.env.observation_space.shape is not None
-        size = self.env.observation_space.shape[0]
-        capacity = _OFF_POLICY["buffer_size"]
-        self.memory = [torch.zeros(capacity, size), torch.zeros(capacity, size), torch.zeros(capacity), torch.zeros(capacity)]
-        self.memory.append(
-            torch.zeros(capacity, dtype=torch.int64) if self.is_discrete else torch.zeros(capacity, self.num_actions)
-        )
-        self.rng, self.steps, self.num_updates = np.random.default_rng(0), 0, 0
-        outputs = {"DQN": self.num_actions, "TD3": self.num_actions, "SAC": 2 * self.num_actions}[kind]
-        self.policy, self.policy_target = (_mlp(size, outputs, options["net_arch"]) for _ in range(2))
-        self.policy_target.load_state_dict(self.policy.state_dict())
-        self.policy_adam = self._adam(self.policy.parameters())
-        if not self.is_discrete:
-            self.critics, self.critics_target = (
-                nn.ModuleList(_mlp(size + self.num_actions, 1, options["net_arch"]) for _ in range(2)) for _ in range(2)
-            )
-            self.critics_target.load_state_dict(self.critics.state_dict())
-            self.critic_adam = self._adam(self.critics.parameters())
-            self.log_alpha = torch.zeros(1, requires_grad=True)
-            self.alpha_adam = self._adam([self.log_alpha])
-        self.obs = self.env.reset(seed=0)[0].astype(np.float32)
-
-    def _adam(self, params: Any) -> torch.optim.Adam:
-        return torch.optim.Adam(params, lr=self.options["learning_rate"], fused=True)
-
-    def learn(self, num_steps: int) -> None:
-        """Act and learn."""
-        options = self.options
-        for _ in range(num_steps):
-            action = self.act()
-            obs, reward, terminated, truncated, _ = self.env.step(action if self.is_discrete else action * self.high)
-            place = self.steps % len(self.memory[0])
-            for column, value in zip(self.memory, (self.obs, obs, reward, terminated, action), strict=True):
-                column.numpy()[place] = value
-            self.obs = np.asarray(self.env.reset()[0] if terminated or truncated else obs, np.float32)
-            self.steps += 1
-            if self.steps > _OFF_POLICY["learning_starts"] and self.steps % options["train_freq"] == 0:
-                self.train(options["gradient_steps"])
-            if self.is_discrete and self.steps % options["target_update_interval"] == 0:
-                _polyak(self.policy, self.policy_target, 1.0)
-
-    def act(self) -> Any:
-        """Explore."""
-        if self.steps < _OFF_POLICY["learning_starts"] or (self.is_discrete and self.rng.random() < 0.05):
-            return int(self.rng.integers(self.num_actions)) if self.is_discrete else self.rng.uniform(-1, 1, self.num_actions)
-        with torch.no_grad():
-            obs = torch.from_numpy(self.obs)
-            if self.is_discrete:
-                return int(self.policy(obs).argmax())
-            if self.kind == "SAC":
-                return self._draw(obs)[0].numpy()
-            return (torch.tanh(self.policy(obs)) + 0.1 * torch.randn(self.num_actions)).clamp_(-1, 1).numpy()
-
-    def train(self, num_updates: int) -> None:
-        """Learn from batches."""
-        for _ in range(num_updates):
-            self.num_updates += 1
-            index = torch.randint(0, min(self.steps, len(self.memory[0])), (self.options["batch_size"],))
-            batch = [column.index_select(0, index) for column in self.memory]
-            (self._update_dqn if self.is_discrete else self._update_actor_critic)(*batch)
-
-    def _update_dqn(self, obs: Any, next_obs: Any, reward: Any, done: Any, action: Any) -> None:
-        with torch.no_grad():
-            target = reward + 0.99 * self.policy_target(next_obs).amax(1) * (1 - done)
-        loss = F.smooth_l1_loss(self.policy(obs).gather(1, action[:, None]).squeeze(1), target)
-        self.policy_adam.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
-        self.policy_adam.step()
-
-    def _update_actor_critic(self, obs: Any, next_obs: Any, reward: Any, done: Any, action: Any) -> None:
-        with torch.no_grad():
-            if self.kind == "TD3":
-                noise = (torch.randn_like(action) * 0.2).clamp_(-0.5, 0.5)
-                next_action, bonus = (torch.tanh(self.policy_target(next_obs)) + noise).clamp_(-1, 1), 0.0
-            else:
-                next_action, log_prob = self._draw(next_obs)
-                bonus = self.log_alpha.exp() * log_prob
-            both = torch.cat([next_obs, next_action], 1)
-            value = torch.min(*(critic(both).squeeze(1) for critic in self.critics_target))
-            target = reward + 0.99 * (1 - done) * (value - bonus)
-        both = torch.cat([obs, action], 1)
-        loss = sum(F.mse_loss(critic(both).squeeze(1), target) for critic in self.critics)
-        self.critic_adam.zero_grad()
-        loss.backward()  # type: ignore[union-attr]
-        self.critic_adam.step()
-        if self.kind == "TD3" and self.num_updates % 2:
-            return
-        self.critics.requires_grad_(False)
-        if self.kind == "TD3":
-            loss = -self.critics[0](torch.cat([obs, torch.tanh(self.policy(obs))], 1)).mean()
-        else:
-            drawn, log_prob = self._draw(obs)
-            alpha_loss = -(self.log_alpha * (log_prob.detach() - self.num_actions)).mean()
-            self.alpha_adam.zero_grad()
-            alpha_loss.backward()
-            self.alpha_adam.step()
-            both = torch.cat([obs, drawn], 1)
-            loss = (
-                self.log_alpha.exp().detach() * log_prob - torch.min(*(critic(both).squeeze(1) for critic in self.critics))
-            ).mean()
-        self.policy_adam.zero_grad()
-        loss.backward()
-        self.policy_adam.step()
-        self.critics.requires_grad_(True)
-        _polyak(self.critics, self.critics_target, 0.005)
-        if self.kind == "TD3":
-            _polyak(self.policy, self.policy_target, 0.005)
-
-    def _draw(self, obs: Any) -> Any:
-        mean, log_std = self.policy(obs).chunk(2, -1)
-        std = log_std.clamp(-20, 2).exp()
-        raw = mean + std * torch.randn_like(mean)
-        action = torch.tanh(raw)
-        log_prob = -0.5 * ((raw - mean) / std) ** 2 - std.log() - 0.9189385 - torch.log(1 - action * action + 1e-6)
-        return action, log_prob.sum(-1)
-
-
-def _mlp(size: int, outputs: int, widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Linear(size, width), nn.ReLU()]
-        size = width
-    return nn.Sequential(*layers, nn.Linear(size, outputs))
-
-
-@torch.no_grad()
-def _polyak(source: nn.Module, target: nn.Module, tau: float) -> None:
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The tasks to measure."""
+        return self.tasks or tuple(name for name, task in TASKS.items() if task.in_quick or not self.quick)
 
 
 class Contestant:
     """An agent or a loop that can be asked to learn for some steps, or to do some updates."""
 
-    def __init__(self, who: str, kind: str, env_id: str, options: dict[str, Any]) -> None:
-        self.who, self._batch_size = who, options["batch_size"]
+    def __init__(self, who: str, task: Task, device: str) -> None:
+        options = task.options | _OFF_POLICY | {"device": device}
+        self._batch_size = options["batch_size"]
+        self._precision = "medium" if who.endswith("oneDNN") else "highest"
         if who == "bare loop":
-            self._loop: Any = BareLoop(kind, env_id, options)
-            self.steps, self.updates = self._loop.learn, self._loop.train
+            self._agent: Any = BareLoop(task.kind, task.env_id, options)
+            self._train, self._learn = self._agent.train, self._agent.learn
             return
-        given = {name: value for name, value in options.items() if name != "net_arch"} | _OFF_POLICY
-        env = gym.make(env_id)
-        if kind == "TD3":
+        given = {name: value for name, value in options.items() if name != "net_arch"}
+        env = gym.make(task.env_id)
+        if task.kind == "TD3":
             assert env.action_space.shape is not None
             given["action_noise"] = NormalActionNoise(np.zeros(env.action_space.shape), 0.1 * np.ones(env.action_space.shape))
-        library = stable_baselines3 if who == "Stable-Baselines3" else agents
-        extra = {"fast": True} if who == "rlopt, fast" else {}
-        self._agent = getattr(library, kind)("MlpPolicy", env, policy_kwargs={"net_arch": options["net_arch"]}, **given, **extra)
-        self.updates = lambda count: self._agent.train(gradient_steps=count, batch_size=self._batch_size)
+        if who == "rlopt, fast":
+            given["fast"] = True
+        network = {"net_arch": task.options["net_arch"]}
+        self._agent = getattr(library_of(who), task.kind)("MlpPolicy", env, policy_kwargs=network, **given)
+        self._train = lambda count: self._agent.train(gradient_steps=count, batch_size=self._batch_size)
+        self._learn = lambda count: self._agent.learn(count, reset_num_timesteps=False, log_interval=10**9)
+
+    def updates(self, count: int) -> None:
+        """Learn from batches."""
+        self._run(self._train, count)
 
     def steps(self, count: int) -> None:
         """Act and learn."""
-        self._agent.learn(count, reset_num_timesteps=False, log_interval=10**9)
+        self._run(self._learn, count)
+
+    def _run(self, work: Callable[[int], object], count: int) -> None:
+        torch.set_float32_matmul_precision(self._precision)
+        try:
+            work(count)
+        finally:
+            torch.set_float32_matmul_precision("highest")
 
 
-WHO = ("Stable-Baselines3", "bare loop", "rlopt", "rlopt, fast")
+def library_of(who: str) -> Any:
+    """Return the module with the agents' classes."""
+    if who.startswith("Stable-Baselines3"):
+        return stable_baselines3
+    if who != "SBX":
+        return agents
+    # Read when JAX starts: one thread, as everywhere else.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import sbx
+
+    return sbx
 
 
-def floor(kind: str, env_id: str, options: dict[str, Any]) -> Callable[[], None]:
+def error_of_medium() -> float:
+    """Relative error of a product of matrices with the precision "medium", against float64."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        product = x @ w
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    exact = x.double() @ w.double()
+    return float((product - exact).norm() / exact.norm())
+
+
+def contestants(device: str) -> tuple[list[str], list[str]]:
+    """Return who takes part, and a line for each who does not."""
+    left_out = []
+    if device != "cpu":
+        left_out = [f"{who}: measured on the CPU only" for who in ("Stable-Baselines3, oneDNN", "SBX")]
+    else:
+        error = error_of_medium()
+        if error > EXACT:
+            left_out.append(f"Stable-Baselines3, oneDNN: rounds to bfloat16 here (relative error of a product {error:.1e})")
+        if importlib.util.find_spec("sbx") is None:
+            left_out.append("SBX: not installed (scripts/bench_peers.sh installs it)")
+    names = [line.split(":")[0] for line in left_out]
+    return [who for who in (*PEERS, *OURS) if who not in names], left_out
+
+
+def floor(task: Task, device: str) -> Work:
     """Return the products of matrices of one update (two thirds of them where the actor learns every second time)."""
-    env = gym.make(env_id)
+    env, kind, options = gym.make(task.env_id), task.kind, task.options
     assert env.observation_space.shape is not None
     obs, rows = env.observation_space.shape[0], options["batch_size"]
     space: Any = env.action_space
@@ -273,8 +203,8 @@ def floor(kind: str, env_id: str, options: dict[str, Any]) -> Callable[[], None]
 
     def passes(size: int, outputs: int) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
         widths = [size, *options["net_arch"], outputs]
-        values = [torch.randn(rows, width) for width in widths]
-        weights = [torch.randn(before, after) for before, after in pairwise(widths)]
+        values = [torch.randn(rows, width, device=device) for width in widths]
+        weights = [torch.randn(before, after, device=device) for before, after in pairwise(widths)]
         grads = [torch.empty_like(weight) for weight in weights]
 
         def forward() -> None:
@@ -316,70 +246,67 @@ def floor(kind: str, env_id: str, options: dict[str, Any]) -> Callable[[], None]
     return work
 
 
-def measure(task: str, num_rounds: int, share: float, say: Callable[[str], None]) -> list[Line]:
-    """Return the numbers of all contestants."""
-    kind, env_id, options, steps = TASKS[task]
-    steps = max(int(steps * share), options["train_freq"])
-    num_updates = max(int(steps * share), 20)
-    contestants = [Contestant(who, kind, env_id, options) for who in WHO]
-    for contestant in contestants:
-        contestant.steps(_OFF_POLICY["learning_starts"] + 2 * options["train_freq"])
-        contestant.updates(20)
-    products = floor(kind, env_id, options)
-    step_times: list[list[float]] = []
-    update_times: list[list[float]] = []
-    for number in range(num_rounds):
-        say(f"{task}: round {number + 1} of {num_rounds}")
-        update_times.append([_seconds(lambda c=c: c.updates(num_updates)) / num_updates for c in contestants])  # type: ignore[misc]
-        update_times[-1].append(_seconds(lambda: [products() for _ in range(num_updates)]) / num_updates)  # type: ignore[misc]
-        step_times.append([_seconds(lambda c=c: c.steps(steps)) / steps for c in contestants])  # type: ignore[misc]
-        step_times[-1].append(float("nan"))
-    lines = []
-    for i, who in enumerate((*WHO, "floor: products of matrices")):
-        update_ratios = [row[i] / row[0] for row in update_times]
-        step_ratios = [row[0] / row[i] for row in step_times]
-        lines.append(
-            Line(
-                task, who, 1e6 * statistics.median(row[i] for row in update_times),
-                1 / statistics.median(row[i] for row in step_times),
-                statistics.median(update_ratios), (min(update_ratios), max(update_ratios)),
-                statistics.median(step_ratios), (min(step_ratios), max(step_ratios)),
-            )
-        )  # fmt: skip
-    return lines
+def measure(task: Task, config: Config, say: Callable[[str], None]) -> list[Comparison]:
+    """Return the times of updates and of steps of all contestants."""
+    num_rounds, share = (3, 0.25) if config.quick else (config.num_rounds, 1.0)
+    chunk = task.options["train_freq"]
+    num_steps = max(int(task.num_steps * share) // chunk, 1) * chunk
+    num_updates = max(int(num_steps * share), 20)
+    taking_part = {}
+    for who in contestants(config.device)[0]:
+        say(f"{task.title}: {who} warms up")
+        taking_part[who] = Contestant(who, task, config.device)
+        taking_part[who].steps(_OFF_POLICY["learning_starts"] + 2 * chunk)
+        taking_part[who].updates(num_updates)
+    products = floor(task, config.device)
+    updates: dict[str, Work] = {who: lambda c=c: c.updates(num_updates) for who, c in taking_part.items()}  # type: ignore[misc]
+    updates[FLOOR] = lambda: [products() for _ in range(num_updates)]
+    steps: dict[str, Work] = {who: lambda c=c: c.steps(num_steps) for who, c in taking_part.items()}  # type: ignore[misc]
+    clock, peers = "cpu" if config.device == "cpu" else "wall", tuple(who for who in PEERS if who in taking_part)
+    found = []
+    for unit, works, count in (("update", updates, num_updates), (ENVIRONMENT_STEP, steps, num_steps)):
+        say(f"{task.title}: {unit}s")
+        times = take_turns(works, num_rounds, device=config.device)
+        seconds = {who: [value / count for value in values] for who, values in times.items()}
+        limit = FLOOR if FLOOR in works else None
+        found.append(Comparison(f"{task.title}: {unit}", unit, seconds, OURS, peers, limit, clock))
+    return found
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+def rows(name: str, update: Comparison, step: Comparison) -> list[list[str]]:
+    """Return the rows of a task for the table."""
+    found = []
+    for who, times in update.seconds.items():
+        to_peer = update.speed_up(PEERS[0], who)
+        cells = [name, who, f"{1e6 * statistics.median(times):,.0f}", str(to_peer)]
+        if who in step.seconds:
+            cells += [f"{1 / statistics.median(step.seconds[who]):,.0f}", str(step.speed_up(who, PEERS[0]))]
+        found.append(cells)
+    return found
 
 
-def main() -> int:
+def main(config: Config) -> None:
     """Print the table."""
-    config = tyro.cli(Config, description=__doc__)
     torch.set_num_threads(1)
-    console = Console()
-    table = Table("task", "who", "update, us", "relative (range)", "steps / CPU s", "relative (range)", box=None)
-    lines: list[Line] = []
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    left_out = contestants(config.device)[1]
+    seconds = "CPU s" if config.device == "cpu" else "s"
+    table = Table("task", "who", "update, us", "relative (range)", f"steps / {seconds}", "relative (range)", box=None)
+    comparisons: list[Comparison] = []
     with console.status("") as status:
-        for task in config.tasks:
-            rounds, share = (3, 0.25) if config.quick else (config.num_rounds, 1.0)
-            lines += measure(task, rounds, share, status.update)
-    for line in lines:
-        is_floor = line.who.startswith("floor")
-        steps = "" if is_floor else f"{line.steps_per_second:,.0f}"
-        ratio = "" if is_floor else f"{line.steps_ratio:.2f} ({line.steps_ratio_range[0]:.2f} to {line.steps_ratio_range[1]:.2f})"
-        low, high = line.update_ratio_range
-        table.add_row(
-            line.task, line.who, f"{line.update_us:,.0f}", f"{line.update_ratio:.3f} ({low:.3f} to {high:.3f})", steps, ratio
-        )
+        for name in config.chosen:
+            comparisons += measure(TASKS[name], config, status.update)
+            for cells in rows(name, *comparisons[-2:]):
+                table.add_row(*cells)
     console.print(table)
+    for line in left_out:
+        console.print(f"left out: {line}")
     if config.json is not None:
-        content = [{**asdict(line), "steps_per_second": None} if line.who.startswith("floor") else asdict(line) for line in lines]
-        config.json.write_text(json.dumps(content, indent=1).replace("NaN", "null"))
-    return 0
+        write_json(config.json, comparisons, settings=asdict(config), left_out=left_out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -17,21 +17,27 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
+from _bench import Comparison, Work, clock_of, cpu_seconds, take_turns, write_json
 from torch import Tensor
 from torch.nn import functional as F
+from tyro.conf import arg
 
 from rlopt.nn.attention import Attention, SoftmaxAttention
 from rlopt.nn.attention_masks import Decay, Toeplitz
 from rlopt.nn.linear_attention import FavorAttention, LinearAttention
 from rlopt.nn.random_features import EluFeatures, ReluFeatures
 
-EXACT = "exact (torch)"
+EXACT, PRODUCTS = "exact (torch)", ": products alone"
+# Features whose products are counted -> whether they multiply by a random matrix.
+PROJECTED = {"favor+, chunks": True, "elu + 1": False}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Config:
     """Sizes of chunks of FAVOR+."""
     backward: bool = False
     """Measure forward and backward."""
+    decoding: bool = True
+    """Measure decoding steps after the forward passes."""
     num_rounds: int = 5
     """Rounds, > 0."""
     threads: int = 1
@@ -60,11 +68,16 @@ class Config:
     """Longest sequence for Toeplitz masks: as matrices they take memory with the square of the length."""
     only: tuple[str, ...] = ()
     """Parts of names of the methods to measure besides the exact one; none: all."""
+    device: str = "cpu"
+    """Where tensors live: cpu or cuda; decoding steps are measured on the CPU only."""
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Where the numbers of whole sequences go, too."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "heads", "head_dim", "features", "num_rounds", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}.")
+        clock_of(self.device)
 
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -92,11 +105,29 @@ def modules(config: Config) -> dict[str, Attention]:
     return {name: row for name, row in rows.items() if not config.only or any(part in name for part in config.only)}
 
 
-def cpu_seconds(call: Callable[[], object]) -> float:
-    """CPU time of a call."""
-    begin = time.process_time()
-    call()
-    return time.process_time() - begin
+def products_of(config: Config, length: int, num_features: int, projected: bool) -> Work:
+    """Return the products of matrices of a causal pass with so many features, in chunks, without gradients.
+
+    A chunk multiplies its queries with its own keys, the weights with the values, the queries with the sum of all earlier
+    products of keys and values, and adds its own to that sum; random features multiply queries and keys by a matrix before.
+    """
+    dim, chunk = config.head_dim, config.chunk_sizes[0]
+    batch = config.batch * config.heads * -(-length // chunk)
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, device=config.device)
+
+    rows, features, weights = zeros(batch, chunk, dim), zeros(batch, chunk, num_features), zeros(batch, chunk, chunk)
+    values, state = zeros(batch, chunk, dim + 1), zeros(batch, num_features, dim + 1)  # ones beside the values sum the weights
+    calls = [(rows, zeros(dim, num_features).expand(batch, -1, -1))] * 2 if projected else []
+    calls += [(features, features.mT), (weights, values), (features, state), (features.mT, values)]
+    outs = [a @ b for a, b in calls]
+
+    def multiply() -> None:
+        for (a, b), out in zip(calls, outs, strict=True):
+            torch.bmm(a, b, out=out)
+
+    return multiply
 
 
 def run(call: Call, qkv: list[Tensor], backward: bool) -> None:
@@ -109,7 +140,7 @@ def run(call: Call, qkv: list[Tensor], backward: bool) -> None:
             call(*qkv)
 
 
-def measure_lengths(config: Config, rows: dict[str, Attention]) -> None:
+def measure_lengths(config: Config, rows: dict[str, Attention]) -> list[Comparison]:
     """Print the table of whole sequences."""
 
     def causal(module: Attention) -> Call:
@@ -117,27 +148,45 @@ def measure_lengths(config: Config, rows: dict[str, Attention]) -> None:
 
     calls: dict[str, Call] = {EXACT: exact, **{name: causal(module) for name, module in rows.items()}}
     times: dict[tuple[str, int], list[float]] = {}
+    found = []
     generator = torch.Generator().manual_seed(0)
+    what = "forward and backward" if config.backward else "forward"
     for length in config.lengths:
         shape = (config.batch, config.heads, length, config.head_dim)
-        qkv = [0.5 * torch.randn(shape, generator=generator) for _ in range(3)]
+        qkv = [0.5 * torch.randn(shape, generator=generator).to(config.device) for _ in range(3)]
         used = {name: call for name, call in calls.items() if "toeplitz" not in name or length <= config.max_toeplitz}
-        for round_ in range(config.num_rounds + 1):
-            for name, call in used.items():
-                seconds = cpu_seconds(lambda call=call, qkv=qkv: run(call, qkv, config.backward))  # type: ignore[misc]
-                if round_ > 0:
-                    times.setdefault((name, length), []).append(seconds)
+        works: dict[str, Work] = {name: lambda call=call, qkv=qkv: run(call, qkv, config.backward) for name, call in used.items()}  # type: ignore[misc]
+        floors = {} if config.backward else {name: num for name, num in PROJECTED.items() if any(name in row for row in rows)}
+        works |= {
+            f"{name}{PRODUCTS}": products_of(config, length, config.features if projected else config.head_dim, projected)
+            for name, projected in floors.items()
+        }
+        measured = take_turns(works, config.num_rounds, device=config.device)
+        times |= {(name, length): seconds for name, seconds in measured.items()}
+        clock = "cpu" if config.device == "cpu" else "wall"
+        for part in PROJECTED:
+            name = next((name for name in used if part in name and "toeplitz" not in name), None)
+            if name is not None:
+                limit = f"{part}{PRODUCTS}" if part in floors else None
+                chosen = {who: measured[who] for who in (name, EXACT, *([limit] if limit else []))}
+                found.append(Comparison(f"causal, {length} tokens, {what}", "call", chosen, (name,), (EXACT,), limit, clock))
     middle = {key: statistics.median(values) for key, values in times.items()}
     print("| method | " + " | ".join(f"L = {length}, ms" for length in config.lengths) + " | doubling | speed-up | overtakes |")
     print("| --- |" + " --- |" * (len(config.lengths) + 3))
     for name in calls:
         done = [length for length in config.lengths if (name, length) in middle]
+        if not done:
+            continue
         cells = [f"{1e3 * middle[name, length]:.1f}" if length in done else "" for length in config.lengths]
         growth = [middle[name, b] / middle[name, a] for a, b in itertools.pairwise(done) if b == 2 * a]
         faster = [middle[name, length] < middle[EXACT, length] for length in done]
         first = next((length for i, length in enumerate(done) if all(faster[i:])), None)
         cells += [f"{growth[-1]:.2f}" if growth else "", f"{middle[EXACT, done[-1]] / middle[name, done[-1]]:.1f}"]
         print(f"| {name} | " + " | ".join(cells) + f" | {'' if name == EXACT else first or 'never'} |")
+    for name in sorted({name for name, _ in middle if name.endswith(PRODUCTS)}):
+        cells = [f"{1e3 * middle[name, length]:.1f}" for length in config.lengths]
+        print(f"| {name} | " + " | ".join(cells) + " | | | |")
+    return found
 
 
 def measure_steps(config: Config, rows: dict[str, Attention]) -> None:
@@ -167,11 +216,17 @@ def main(config: Config) -> None:
     what = "forward and backward" if config.backward else "forward"
     sizes = f"batch {config.batch}, {config.heads} heads of {config.head_dim}, {config.features} features"
     print(f"torch {torch.__version__}, {config.threads} thread(s), {sizes}; {what}.\n")
-    measure_lengths(config, rows)
-    if not config.backward:
+    rows = {name: module.to(config.device) for name, module in rows.items()}
+    comparisons = measure_lengths(config, rows)
+    if config.json is not None:
+        write_json(config.json, comparisons, settings=asdict(config))
+    if not config.backward and config.decoding and config.device == "cpu":
         print()
         measure_steps(config, rows)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -10,17 +10,17 @@ Commands:
 
 from __future__ import annotations
 
-import gc
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 import tyro
+from _bench import ENVIRONMENT_STEP, Comparison, Work, take_turns, write_json
+from tyro.conf import arg
 
 import rlopt_envs  # registers the environments
 
@@ -37,6 +37,8 @@ class Config:
     """Timed rounds of each, at least 3; the table has the medians."""
     round_seconds: float = 0.2
     """Duration of a round."""
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Where the numbers go, too."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -52,41 +54,27 @@ class Config:
 NUM_ACTIONS = 64  # batches of actions that are used in turns
 
 
-def make_stepper(env_id: str, num_envs: int, mode: str) -> Callable[[int], None]:
-    """Return a function that makes so many steps of a vector environment."""
+def make_stepper(env_id: str, num_envs: int, mode: str) -> Work:
+    """Return a function that makes a step of a vector environment with each batch of actions."""
     env: Any = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode=mode)
     env.reset(seed=0)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(NUM_ACTIONS)]
 
-    def step(num_steps: int) -> None:
-        for t in range(num_steps):
-            env.step(actions[t % NUM_ACTIONS])
+    def step() -> None:
+        for action in actions:
+            env.step(action)
 
     return step
 
 
-def measure(env_id: str, config: Config) -> tuple[float, float]:
-    """Return the steps per second of the synchronous and of the native vector environment, medians over the rounds."""
-    steppers = [make_stepper(env_id, config.num_envs, mode) for mode in ("sync", "vector_entry_point")]
-    num_steps = []
-    for step in steppers:
-        step(20)  # the first steps of an environment are checked by Gymnasium
-        start = time.perf_counter()
-        step(20)
-        num_steps.append(max(20, int(20 * config.round_seconds / (time.perf_counter() - start))))
-    rates: list[list[float]] = [[], []]
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(config.num_rounds):
-            for step, count, results in zip(steppers, num_steps, rates, strict=True):
-                start = time.process_time()
-                step(count)
-                results.append(count * config.num_envs / (time.process_time() - start))
-    finally:
-        gc.enable()
-    return statistics.median(rates[0]), statistics.median(rates[1])
+def measure(env_id: str, config: Config) -> Comparison:
+    """Return the seconds per step and copy of the synchronous and of the native vector environment."""
+    modes = {"SyncVectorEnv": "sync", "native": "vector_entry_point"}
+    works = {name: make_stepper(env_id, config.num_envs, mode) for name, mode in modes.items()}
+    times = take_turns(works, config.num_rounds, block_seconds=config.round_seconds)
+    seconds = {name: [value / (NUM_ACTIONS * config.num_envs) for value in values] for name, values in times.items()}
+    return Comparison(f"{env_id}, {config.num_envs} copies", ENVIRONMENT_STEP, seconds, ("native",), ("SyncVectorEnv",))
 
 
 def main(config: Config) -> None:
@@ -95,9 +83,13 @@ def main(config: Config) -> None:
     print(f"Python {sys.version.split()[0]}, NumPy {np.__version__}, Gymnasium {gym.__version__}.\n")
     print("| environment | SyncVectorEnv | native | ratio |")
     print("| --- | ---: | ---: | ---: |")
+    found = []
     for env_id in config.ids:
-        sync, native = measure(env_id, config)
+        found.append(measure(env_id, config))
+        sync, native = (1 / statistics.median(found[-1].seconds[who]) for who in ("SyncVectorEnv", "native"))
         print(f"| {env_id} | {sync:,.0f} | {native:,.0f} | {native / sync:.1f} |", flush=True)
+    if config.json is not None:
+        write_json(config.json, found, settings=asdict(config))
 
 
 if __name__ == "__main__":

@@ -21,22 +21,26 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import statistics
-import time
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import tyro
+from _bench import Comparison, clock_of, ratio, take_turns, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tyro.conf import arg
 
 from rlopt.optim.locoprop import LocoProp
 from rlopt.optim.muon import Float32Muon
 from rlopt.optim.rmsprop_tf import RMSpropTF
 
 WIDTHS = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
+PRODUCTS = ": products alone"
 CODE = 3  # this layer and the last have no tanh
 
 
@@ -56,19 +60,24 @@ class Config:
     """Measure torch's Muon too, whose products are in bfloat16: seconds per step on a processor without instructions for it."""
     only: tuple[str, ...] = ()
     """Parts of names of the methods to measure besides SGD; none: all."""
+    device: str = "cpu"
+    """Where the network lives: cpu or cuda."""
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Where the numbers go, too."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "num_rounds", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}.")
+        clock_of(self.device)
 
 
-def make_net() -> nn.Sequential:
+def make_net(device: torch.device) -> nn.Sequential:
     """Build the network."""
     parts: list[nn.Module] = []
     for index, (fan_in, fan_out) in enumerate(itertools.pairwise(WIDTHS)):
         parts += [nn.Linear(fan_in, fan_out), nn.Identity() if index in (CODE, len(WIDTHS) - 2) else nn.Tanh()]
-    return nn.Sequential(*parts)
+    return nn.Sequential(*parts).to(device)
 
 
 def loss_of(outputs: Tensor, images: Tensor) -> Tensor:
@@ -100,7 +109,7 @@ class Method:
 
 def torch_method(make: Callable[[nn.Module], list[torch.optim.Optimizer]], images: Tensor, products: Step) -> Method:
     """Make a row with optimizers of the interface of torch."""
-    net = make_net()
+    net = make_net(images.device)
     optimizers = make(net)
 
     def step() -> None:
@@ -117,7 +126,7 @@ def peer_method(images: Tensor, products: Step, correction: float) -> Method:
     """Make a row of the package `locoprop`, with its defaults but for the correction of inputs (0.1)."""
     from locoprop import LocoLayer, LocopropTrainer
 
-    parts = list(make_net())
+    parts = list(make_net(images.device))
     layers = [
         LocoLayer(layer, nn.Sigmoid() if index == len(WIDTHS) - 2 else activation, implicit=index == len(WIDTHS) - 2)
         for index, (layer, activation) in enumerate(zip(parts[::2], parts[1::2], strict=True))
@@ -126,16 +135,18 @@ def peer_method(images: Tensor, products: Step, correction: float) -> Method:
     return Method(lambda: trainer.step(images, images), products, trainer.opts)
 
 
-def products_of(batch: int, num_iters: int = 1, *, matching: bool = True, exact: bool = False) -> Step:
+def products_of(images: Tensor, num_iters: int = 1, *, matching: bool = True, exact: bool = False) -> Step:
     """Return a function that does the counted matrix products of a step and nothing else."""
+    batch, device = len(images), images.device
     calls: list[tuple[Callable[..., Tensor], tuple[Any, ...], Tensor]] = []
     for index, (fan_in, fan_out) in enumerate(itertools.pairwise(WIDTHS)):
-        x, a, w = torch.rand(batch, fan_in), torch.rand(batch, fan_out), torch.rand(fan_out, fan_in)
+        x, a, w = (torch.rand(shape, device=device) for shape in ((batch, fan_in), (batch, fan_out), (fan_out, fan_in)))
         to_a, to_w, to_x = (torch.mm, (x, w.T), a.clone()), (torch.mm, (a.T, x), w.clone()), (torch.mm, (a, w), x.clone())
-        gram, change = (torch.mm, (x.T, x), torch.empty(fan_in, fan_in)), (torch.mm, (w, torch.rand(fan_in, fan_in)), w.clone())
+        square = torch.rand(fan_in, fan_in, device=device)
+        gram, change = (torch.mm, (x.T, x), square.clone()), (torch.mm, (w, square), w.clone())
         calls += [to_a, to_w] + ([to_x] if index > 0 else [])
         if exact:
-            matrix = x.T @ x + torch.eye(fan_in)
+            matrix = x.T @ x + torch.eye(fan_in, device=device)
             factor = torch.linalg.cholesky(matrix)
             calls += [gram, (torch.linalg.cholesky, (matrix,), matrix.clone())]
             calls += [(_solve, (factor.mT, w, True), w.clone()), (_solve, (factor, w, False), w.clone())]
@@ -165,7 +176,7 @@ def methods(config: Config, images: Tensor) -> dict[str, Method]:
             torch.optim.Adam([param for param in net.parameters() if param.ndim == 1], lr=1e-3),
         ]
 
-    plain, five = products_of(config.batch), products_of(config.batch, 5)
+    plain, five = products_of(images), products_of(images, 5)
     closed = {"variant": "squared", "solver": "closed_form", "gamma": 500.0, "prox_eta": 1.0}
     makers: dict[str, tuple[Callable[[nn.Module], list[torch.optim.Optimizer]], Step]] = {
         "SGD": (lambda net: [torch.optim.SGD(net.parameters(), lr=1e-3)], plain),
@@ -176,9 +187,9 @@ def methods(config: Config, images: Tensor) -> dict[str, Method]:
         "Muon in float32 + Adam": (muon(Float32Muon), plain),
         "LocoProp-M, T = 1": (locoprop(local_iters=1), plain),
         "LocoProp-M, T = 5": (locoprop(local_iters=5), five),
-        "LocoProp-M, T = 10": (locoprop(local_iters=10), products_of(config.batch, 10)),
-        "LocoProp-S, T = 10": (locoprop(variant="squared"), products_of(config.batch, 10, matching=False)),
-        "LocoProp-S, closed form": (locoprop(**closed), products_of(config.batch, exact=True)),
+        "LocoProp-M, T = 10": (locoprop(local_iters=10), products_of(images, 10)),
+        "LocoProp-S, T = 10": (locoprop(variant="squared"), products_of(images, 10, matching=False)),
+        "LocoProp-S, closed form": (locoprop(**closed), products_of(images, exact=True)),
     }
     if not config.with_muon:
         del makers["Muon + Adam"]
@@ -191,37 +202,40 @@ def methods(config: Config, images: Tensor) -> dict[str, Method]:
     }
 
 
-def cpu_seconds(call: Step) -> float:
-    """CPU time of a call."""
-    begin = time.process_time()
-    call()
-    return time.process_time() - begin
-
-
 def main(config: Config) -> None:
     """Measure and print."""
     torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision(config.precision)
-    images = torch.rand(config.batch, WIDTHS[0], generator=torch.Generator().manual_seed(0))
+    images = torch.rand(config.batch, WIDTHS[0], generator=torch.Generator().manual_seed(0)).to(config.device)
     rows = methods(config, images)
-    steps: dict[str, list[float]] = {name: [] for name in rows}
-    products: dict[str, list[float]] = {name: [] for name in rows}
-    for row in rows.values():
-        row.step()
-        row.products()
-    for _ in range(config.num_rounds):
-        for name, row in rows.items():
-            steps[name].append(cpu_seconds(row.step))
-            products[name].append(cpu_seconds(row.products))
+    works = {key: work for name, row in rows.items() for key, work in ((name, row.step), (f"{name}{PRODUCTS}", row.products))}
+    times = take_turns(works, config.num_rounds, device=config.device)
     print(f"torch {torch.__version__}, {config.threads} thread(s), batch {config.batch}, precision {config.precision}.\n")
     print("| method | CPU ms per step | ratio to SGD | products alone, ms | step / products | state, MiB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
-        to_sgd = statistics.median(a / b for a, b in zip(steps[name], steps["SGD"], strict=True))
-        to_products = statistics.median(a / b for a, b in zip(steps[name], products[name], strict=True))
-        numbers = f"{1e3 * statistics.median(steps[name]):.0f} | {to_sgd:.2f} | {1e3 * statistics.median(products[name]):.0f}"
-        print(f"| {name} | {numbers} | {to_products:.2f} | {row.state_bytes / 2**20:.1f} |")
+        steps, products = times[name], times[f"{name}{PRODUCTS}"]
+        cells = f"{1e3 * statistics.median(steps):.0f} | {ratio(steps, times['SGD']).median:.2f} | "
+        cells += f"{1e3 * statistics.median(products):.0f} | {ratio(steps, products).median:.2f}"
+        print(f"| {name} | {cells} | {row.state_bytes / 2**20:.1f} |")
+    if config.json is not None:
+        clock = "cpu" if config.device == "cpu" else "wall"
+        write_json(config.json, comparisons(times, config.batch, clock), settings=asdict(config))
+
+
+def comparisons(times: dict[str, list[float]], batch: int, clock: str) -> list[Comparison]:
+    """Compare LocoProp's two forms, as far as they were measured, with what else is there."""
+    found = []
+    for name, others in (("LocoProp-M, T = 5", ("package locoprop, T = 5", "SGD")), ("LocoProp-S, closed form", ("SGD",))):
+        if name in times:
+            peers, limit = tuple(other for other in others if other in times), f"{name}{PRODUCTS}"
+            chosen = {who: times[who] for who in (name, *peers, limit)}
+            found.append(Comparison(f"step, deep auto-encoder, batch {batch}", "step", chosen, (name,), peers, limit, clock))
+    return found
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -17,19 +17,27 @@ Commands:
 from __future__ import annotations
 
 import statistics
-import time
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
+from _bench import Comparison, Work, clock_of, ratio, take_turns, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tyro.conf import arg
 
 from rlopt.nn.moe import MoE
 from rlopt.nn.routing import ExpertChoice, TokenChoice, choose_experts
 from rlopt.nn.soft_moe import SoftMoE
 
+DENSE = "dense MLP, hidden width of two experts"
+OURS, PEERS = ("top-2", "expert choice, capacity 2"), (DENSE, "top-2, loop over masks")
+FLOOR = "products of the dense MLP of two experts alone"
+FORWARD, BOTH = ": forward", ": forward and backward"
 ONE_HOT_TOKENS = 4096  # above, the one-hot matrices do not fit
 
 
@@ -55,6 +63,10 @@ class Config:
     """Measure capped expert choice too, whose solver takes long."""
     with_one_hot: bool = False
     """Measure one-hot matrices too."""
+    device: str = "cpu"
+    """Where layers live: cpu or cuda."""
+    json: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Where the numbers go, too."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "length", "width", "hidden_width", "num_rounds", "threads"):
@@ -62,6 +74,7 @@ class Config:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}.")
         if self.num_experts < 2:
             raise ValueError(f"num_experts must be >= 2, got {self.num_experts}.")
+        clock_of(self.device)
         if self.with_one_hot and self.batch * self.length > ONE_HOT_TOKENS:
             raise ValueError(f"with_one_hot takes at most {ONE_HOT_TOKENS} tokens, got {self.batch * self.length}.")
 
@@ -115,7 +128,7 @@ def layers(config: Config) -> dict[str, tuple[nn.Module, Call]]:
 
     by_masks, by_one_hot = moe(TokenChoice()), moe(TokenChoice())
     rows = {
-        "dense MLP, hidden width of two experts": dense(2 * hidden_width),
+        DENSE: dense(2 * hidden_width),
         "top-2": row(moe(TokenChoice())),
         "top-2, capacity 2": row(moe(TokenChoice(capacity_factor=2.0))),
         "expert choice, capacity 2": row(moe(ExpertChoice())),
@@ -133,20 +146,30 @@ def layers(config: Config) -> dict[str, tuple[nn.Module, Call]]:
     return rows
 
 
-def cpu_seconds(call: Callable[[], object]) -> float:
-    """CPU time of a call."""
-    begin = time.process_time()
-    call()
-    return time.process_time() - begin
+def products_of(config: Config, backward: bool) -> Work:
+    """Return the products of matrices that the dense layer of two experts needs."""
+    num_tokens, width, hidden = config.batch * config.length, config.width, 2 * config.hidden_width
+    shapes = ((num_tokens, width), (num_tokens, hidden), (width, hidden), (hidden, width))
+    x, h, w_in, w_out = (torch.randn(shape, device=config.device) for shape in shapes)
+    calls = [(x, w_in), (h, w_out)]
+    if backward:
+        calls += [(h.T, x), (x, w_out.T), (x.T, h), (h, w_in.T)]
+    outs = [a @ b for a, b in calls]
+
+    def run() -> None:
+        for (a, b), out in zip(calls, outs, strict=True):
+            torch.mm(a, b, out=out)
+
+    return run
 
 
 def main(config: Config) -> None:
     """Measure and print."""
     torch.set_num_threads(config.threads)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(config.batch, config.length, config.width, generator=generator)
-    weights = torch.randn(x.shape, generator=generator)
-    rows = layers(config)
+    x = torch.randn(config.batch, config.length, config.width, generator=generator).to(config.device)
+    weights = torch.randn(x.shape, generator=generator).to(config.device)
+    rows = {name: (layer.to(config.device), call) for name, (layer, call) in layers(config).items()}
 
     def forward(call: Call) -> None:
         with torch.no_grad():
@@ -156,26 +179,36 @@ def main(config: Config) -> None:
         layer.zero_grad()
         call(x.detach().requires_grad_()).backward(weights)
 
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in rows}
-    for layer, call in rows.values():
-        both(layer, call)
-    for _ in range(config.num_rounds):
-        for name, (layer, call) in rows.items():
-            times[name][0].append(cpu_seconds(lambda call=call: forward(call)))
-            times[name][1].append(cpu_seconds(lambda layer=layer, call=call: both(layer, call)))
+    works: dict[str, Work] = {}
+    for name, (layer, call) in rows.items():
+        works[f"{name}{FORWARD}"] = lambda call=call: forward(call)  # type: ignore[misc]
+        works[f"{name}{BOTH}"] = lambda layer=layer, call=call: both(layer, call)  # type: ignore[misc]
+    for backward, kind in ((False, FORWARD), (True, BOTH)):
+        works[f"{FLOOR}{kind}"] = products_of(config, backward)
+    times = take_turns(works, config.num_rounds, device=config.device)
     sizes = f"{config.batch} x {config.length} tokens, width {config.width}, {config.num_experts} experts of {config.hidden_width}"
     print(f"torch {torch.__version__}, {config.threads} thread(s), {sizes}, median of {config.num_rounds} rounds.\n")
     print("| layer | forward, CPU ms | ratio to dense | forward and backward, CPU ms | ratio to dense |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    rival = next(iter(rows))
-    for name, measured in times.items():
-        rival = name if name.startswith("dense") else rival
+    rival = DENSE
+    for name in (*rows, FLOOR):
+        rival = name if name.startswith("dense") else DENSE if name == FLOOR else rival
         cells = []
-        for mine, other in zip(measured, times[rival], strict=True):
-            ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
-            cells.append(f"{1e3 * statistics.median(mine):.2f} | {ratio:.2f}")
+        for kind in (FORWARD, BOTH):
+            mine, other = times[name + kind], times[rival + kind]
+            cells.append(f"{1e3 * statistics.median(mine):.2f} | {ratio(mine, other).median:.2f}")
         print(f"| {name} | {' | '.join(cells)} |")
+    if config.json is not None:
+        found = []
+        for kind in (FORWARD, BOTH):
+            seconds = {name: times[name + kind] for name in (*rows, FLOOR)}
+            clock = "cpu" if config.device == "cpu" else "wall"
+            found.append(Comparison(f"{config.batch} x {config.length} tokens{kind}", "call", seconds, OURS, PEERS, FLOOR, clock))
+        write_json(config.json, found, settings=asdict(config))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

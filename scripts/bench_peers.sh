@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environments for scripts/bench: rlopt and the libraries that its buffers are compared with, and rliable on its own.
+# Makes the environments for scripts/bench: rlopt and the libraries that it is compared with, and rliable on its own.
 # RLOPT_BENCH_VENV and RLOPT_RLIABLE_VENV are their folders (default .venv-bench and .venv-rliable in the repository), PYTHON the
 # interpreter.
 set -euo pipefail
@@ -14,8 +14,8 @@ cd "$ROOT"
 # Only what the measurements depend on is pinned: the other libraries have limits of their own for the rest.
 pins=$(mktemp)
 trap 'rm -f "$pins"' EXIT
-grep -E '^(torch|numpy|numba|gymnasium|stable_baselines3)==' constraints.txt >"$pins"
-"$venv/bin/python" -m pip install --disable-pip-version-check --quiet -c "$pins" -e . cpprb torchrl tianshou ||
+grep -E '^(torch|numpy|numba|gymnasium|stable_baselines3|mujoco)==' constraints.txt >"$pins"
+"$venv/bin/python" -m pip install --disable-pip-version-check --quiet -c "$pins" -e '.[mujoco]' cpprb torchrl tianshou sbx-rl ||
     fail "the installation into $venv failed (see above)."
 # Its requirements would replace packages that are here already.
 "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps locoprop==0.1.0 ||
@@ -28,4 +28,4 @@ fi
 "$rliable/bin/python" -m pip install --disable-pip-version-check --quiet \
     rliable==1.2.0 arch==6.3.0 numpy==1.26.4 'pandas<3' 'scipy<1.15' ||
     fail "the installation of rliable into $rliable failed (see above)."
-echo "Ready: scripts/bench replay"
+echo "Ready: scripts/bench"

@@ -11,18 +11,12 @@ Commands:
     scripts/bench replay --cases phase            # only the cost of a phase of introspective replay
 """
 
-import contextlib
 import gc
 import itertools
-import json
-import os
-import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,12 +24,13 @@ import numpy as np
 import psutil
 import torch as th
 import tyro
+from _bench import Comparison, Work, take_turns, write_json
 from _bench_buffers import BUFFERS, Buffer, StableBaselines3, Transitions
 
-PACKAGES = ("rlopt", "torch", "numpy", "numba", "stable-baselines3", "cpprb", "torchrl", "tianshou")
 MEMORY_SHARE = 0.6  # of the free memory that all buffers together may take
 PHASE_STEPS = 500
 BASELINE = StableBaselines3.library
+LIMIT = "floor: one C call"
 
 
 @dataclass(frozen=True)
@@ -91,36 +86,15 @@ class Row:
     cpu_us: float
     cpu_us_low: float
     cpu_us_high: float
+    cpu_us_blocks: list[float]
     ratio: float | None  # to the baseline's add or sample
     alternated: bool
 
 
-def take_turns(calls: dict[str, Callable[[], object]], num_blocks: int, seconds: float) -> dict[str, list[float]]:
-    """Time callables block by block in turns.
-
-    Returns:
-        CPU time of one call in microseconds, `num_blocks` values per callable.
-    """
-    repeats = {}
-    for name, call in calls.items():
-        call()  # compiles, allocates
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, int(seconds / max(time.perf_counter() - start, 1e-7)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(num_blocks):
-            for name, call in calls.items():
-                start = time.process_time()
-                for _ in range(repeats[name]):
-                    call()
-                times[name].append((time.process_time() - start) / repeats[name] * 1e6)
-    finally:
-        gc.enable()
-    return times
+def time_in_turns(calls: Mapping[str, Work], config: Config) -> dict[str, list[float]]:
+    """Return the CPU time of one call in microseconds, `num_blocks` values per callable."""
+    times = take_turns(calls, config.num_blocks, block_seconds=config.seconds, warm_up=2)  # the first call compiles and allocates
+    return {name: [1e6 * value for value in values] for name, values in times.items()}
 
 
 def operations(buffers: list[Buffer], batch_size: int) -> dict[str, Callable[[], object]]:
@@ -166,7 +140,7 @@ def measure(config: Config, case: str) -> list[Row]:
     for group in [kinds] if fits else [[kind] for kind in kinds]:
         buffers = [buffer for kind in group if (buffer := make_buffer(kind, data, capacity)) is not None]
         for batch_size in (0, *config.batch_sizes):
-            turns = take_turns(operations(buffers, batch_size), config.num_blocks, config.seconds)
+            turns = time_in_turns(operations(buffers, batch_size), config)
             times |= {(library, batch_size): values for library, values in turns.items()}
             print(f"measured: {case}, {f'batch {batch_size}' if batch_size else 'add'}", file=sys.stderr)
         prioritized |= {buffer.library: buffer.prioritized for buffer in buffers}
@@ -177,7 +151,7 @@ def measure(config: Config, case: str) -> list[Row]:
         operation = "add" if not batch_size else "sample+update" if prioritized[library] else "sample"
         base = times.get((BASELINE, batch_size))
         ratio = statistics.median(x / y for x, y in zip(values, base, strict=True)) if base else None
-        numbers = (statistics.median(values), min(values), max(values))
+        numbers = (statistics.median(values), min(values), max(values), values)
         rows.append(Row(case, library, operation, batch_size, capacity, *numbers, ratio, fits))
     return rows
 
@@ -237,7 +211,7 @@ def measure_phase(config: Config) -> PhaseCost:
         "forward": forward,
         "gather": lambda: buffer.begin_phase(PHASE_STEPS, lambda batch: ready[len(batch.indices)], progress=0.0),
     }
-    times = take_turns(calls, config.num_blocks, config.seconds)
+    times = time_in_turns(calls, config)
     milliseconds = [statistics.median(times[name]) / 1e3 for name in ("whole", "forward", "gather")]
     share = statistics.median(x / y for x, y in zip(times["gather"], times["whole"], strict=True))
     return PhaseCost(capacity, PHASE_STEPS, *milliseconds, share)
@@ -278,12 +252,22 @@ def describe(config: Config, rows: list[Row]) -> str:
     return text
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what is measured."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
+def comparisons(rows: list[Row]) -> list[Comparison]:
+    """Compare the buffers of rlopt in the layout `plain` with the others at adding and at batches of 256."""
+    found = []
+    for case, batch_size, operation in itertools.product(("vector", "frames"), (0, 256), ("add", "sample", "sample+update")):
+        chosen = {
+            row.library: [value / 1e6 for value in row.cpu_us_blocks]
+            for row in rows
+            if (row.case, row.batch_size, row.operation) == (case, batch_size, operation)
+            and ("prioritized" in row.library) == (operation == "sample+update")
+        }
+        ours = "rlopt prioritized" if operation == "sample+update" else "rlopt uniform"
+        if ours in chosen:
+            peers = tuple(name for name in chosen if not name.startswith(("rlopt", "floor")))
+            limit = LIMIT if LIMIT in chosen and operation == "sample" else None
+            what = f"{case}, {operation}" + (f" of {batch_size}" if batch_size else "")
+            found.append(Comparison(what, operation, chosen, (ours,), peers, limit))
     return found
 
 
@@ -291,7 +275,6 @@ def main(config: Config) -> None:
     """Measure, print the table, write the numbers."""
     th.set_num_threads(1)
     th.manual_seed(0)
-    load = os.getloadavg()
     rows = [row for case in config.cases if case != "phase" for row in measure(config, case)]
     phase = measure_phase(config) if "phase" in config.cases else None
     if rows:
@@ -304,15 +287,8 @@ def main(config: Config) -> None:
             f"{phase.forward_passes:.1f} ms, gathering and selection alone {phase.gather_and_select:.1f} ms "
             f"({phase.share_of_selection:.1%})."
         )
-    result = {
-        "config": {**asdict(config), "output": str(config.output)},
-        "machine": {"processor": platform.processor() or platform.machine(), "num_cores": os.cpu_count(), "load": load},
-        "versions": versions(),
-        "rows": [asdict(row) for row in rows],
-        "phase": asdict(phase) if phase else None,
-    }
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(result, indent=1) + "\n")
+    more = {"settings": asdict(config), "rows": [asdict(row) for row in rows], "phase": asdict(phase) if phase else None}
+    write_json(config.output, comparisons(rows), **more)
     print(f"\nAll numbers: {config.output}")
 
 

@@ -9,6 +9,7 @@ from rlopt.agents.history import HistoryWrapper, VecHistory
 from rlopt.agents.ppo import PPO
 from rlopt.agents.sac import SAC
 from rlopt.agents.sequence_learning import SequenceLearning
+from rlopt.agents.stacked import StackedAgents
 from rlopt.agents.td3 import TD3
 from rlopt.agents.td_errors import td_error
 from rlopt.agents.transformer_extractor import TransformerExtractor
@@ -26,6 +27,7 @@ __all__ = [
     "HistoryWrapper",
     "ReplayPhaseCallback",
     "SequenceLearning",
+    "StackedAgents",
     "TransformerExtractor",
     "VecHistory",
     "td_error",

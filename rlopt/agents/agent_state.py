@@ -65,7 +65,7 @@ def take_agent(agent: Any, callback: BaseCallback | None) -> tuple[dict[str, Any
         "callbacks": [_state_or_none(part) for part in _parts(callback)],
         "logger": take_state({name: dict(getattr(agent.logger, name)) for name in _LOGGED}),
         "spaces": take_state(agent.action_space),
-        "random": _take_random(),
+        "random": take_random(),
     }
     return state, reason
 
@@ -96,7 +96,7 @@ def give_agent(agent: Any, state: dict[str, Any], callback: BaseCallback | None,
     for name, values in state["logger"].items():
         getattr(agent.logger, name).update(values)
     give_state(agent.action_space, state["spaces"])
-    _give_random(state["random"])
+    give_random(state["random"])
 
 
 def give_learned(agent: Any, state: dict[str, Any], path: Path) -> None:
@@ -167,7 +167,8 @@ def _state_or_none(callback: BaseCallback) -> Any:
         return None
 
 
-def _take_random() -> dict[str, Any]:
+def take_random() -> dict[str, Any]:
+    """State of the generators that a process has."""
     return {
         "torch": th.get_rng_state(),
         "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
@@ -176,7 +177,8 @@ def _take_random() -> dict[str, Any]:
     }
 
 
-def _give_random(state: Mapping[str, Any]) -> None:
+def give_random(state: Mapping[str, Any]) -> None:
+    """Let the generators of the process go on from a state."""
     th.set_rng_state(state["torch"])
     if state["cuda"] and th.cuda.is_available():
         th.cuda.set_rng_state_all(state["cuda"])

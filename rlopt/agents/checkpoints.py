@@ -143,11 +143,14 @@ class Checkpoints:
 
     def visit(self, agent: BaseAlgorithm) -> None:
         """Write a checkpoint if it is time, or if a signal asks for the end."""
-        due = agent.num_timesteps - self._saved_at >= self.every
-        if due or (self._signal is not None and agent.num_timesteps > self._saved_at):
+        if self.is_due(agent) or (self._signal is not None and agent.num_timesteps > self._saved_at):
             self._try_to_save(agent)
         if self._signal is not None:
             raise _Ended(self._signal)
+
+    def is_due(self, agent: BaseAlgorithm) -> bool:
+        """Whether it is time for a checkpoint."""
+        return agent.num_timesteps - self._saved_at >= self.every
 
     def save(self, agent: Any) -> Path:
         """Write a checkpoint, and remove all but the newest.

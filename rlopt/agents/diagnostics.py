@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -12,6 +13,9 @@ from rlopt.replay import Replay, ReplayBatch
 
 NUM_BATCHES = 64
 """Batches that the statistics describe: the most recent ones."""
+
+
+Numbers = th.Tensor | NDArray[Any]
 
 
 class ReplayDiagnostics:
@@ -25,11 +29,11 @@ class ReplayDiagnostics:
     """
 
     def __init__(self) -> None:
-        self._batches: deque[tuple[NDArray[np.int64], int, th.Tensor, th.Tensor]] = deque(maxlen=NUM_BATCHES)
+        self._batches: deque[tuple[NDArray[np.int64], int, Numbers, Numbers]] = deque(maxlen=NUM_BATCHES)
         self._num_uniform = 0
         self._num_chosen = 0
 
-    def note(self, replay: Replay, batch: ReplayBatch, td_errors: th.Tensor) -> None:
+    def note(self, replay: Replay, batch: ReplayBatch, td_errors: Numbers) -> None:
         """Remember a batch; no computation."""
         self._batches.append((batch.indices, replay.storage.num_added, td_errors, batch.weights))
 
@@ -37,11 +41,11 @@ class ReplayDiagnostics:
         """Statistics of the last batches; empty if there were none."""
         if not self._batches:
             return {}
-        errors = th.cat([td_errors.reshape(-1) for _, _, td_errors, _ in self._batches]).abs().cpu().numpy()
+        errors = np.abs(np.concatenate([_array(td_errors) for _, _, td_errors, _ in self._batches]))
         # The age at the draw: rows written until then, minus the rows up to the transition's own.
         rows = replay.storage.num_rows
         ages = [(num_added - 1 - indices // replay.n_envs) % rows for indices, num_added, _, _ in self._batches]
-        sizes = [float(w.sum() ** 2 / (w.numel() * (w**2).sum())) for _, _, _, w in self._batches]
+        sizes = [float(w.sum() ** 2 / (len(w) * (w**2).sum())) for w in (_array(weights) for _, _, _, weights in self._batches)]
         q10, q50, q90 = np.quantile(errors, (0.1, 0.5, 0.9))
         num_uniform = replay.num_uniform_batches - self._num_uniform
         num_chosen = replay.num_chosen_batches - self._num_chosen
@@ -57,3 +61,7 @@ class ReplayDiagnostics:
         if num_uniform + num_chosen > 0:
             report["uniform_share"] = num_uniform / (num_uniform + num_chosen)
         return report
+
+
+def _array(numbers: Numbers) -> NDArray[Any]:
+    return np.asarray(numbers.detach().cpu() if isinstance(numbers, th.Tensor) else numbers).reshape(-1)

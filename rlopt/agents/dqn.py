@@ -10,7 +10,7 @@ from stable_baselines3 import DQN as SB3DQN
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
-from rlopt.agents.fast.learning import FastDQN
+from rlopt.agents.fast.dqn_learning import FastDQN
 from rlopt.agents.finite import checked
 from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import grad_norm_bound, take_step
@@ -53,7 +53,7 @@ class DQN(OffPolicyLearner, SB3DQN):
     _fast: FastDQN | None
 
     def _make_fast(self) -> FastDQN:
-        return FastDQN(self)
+        return FastDQN([self])
 
     def _build_optimizers(self) -> None:
         assert self.optimizer is not None
@@ -63,19 +63,16 @@ class DQN(OffPolicyLearner, SB3DQN):
     @checked
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
+        if self._fast is not None:
+            self._fast.train(gradient_steps, batch_size)
+            return
         self._begin_phase(gradient_steps)
-        self._train_mode(True)
+        self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         values = []
         for _ in range(gradient_steps):
             self._finite.begin_step()
             batch = self._sample(batch_size)
-            if self._fast is not None:
-                learned = self._fast.learn(batch)
-                if learned is not None:
-                    self._report(batch, learned[1])
-                    values.append(learned[0])
-                continue
             target = dqn_target(self, batch)
             evaluate = partial(self._evaluate, batch, target)
             evaluation = take_step(self.policy.optimizer, evaluate, self.max_grad_norm, check=self._finite)
@@ -99,7 +96,7 @@ class DQN(OffPolicyLearner, SB3DQN):
         # One call steps n_envs transitions.
         if self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0:
             if self._fast is not None:
-                self._fast.update_target(self.tau)
+                self._fast.update_target(self, self.tau)
             else:
                 losses.soft_update(self.q_net.parameters(), self.q_net_target.parameters(), self.tau)
             losses.soft_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)

@@ -233,7 +233,7 @@ class Learner(BaseAlgorithm):
     def _record_mean(self, name: str, values: list[th.Tensor]) -> None:
         """Log the mean of scalars, nothing if there are none; they are read from the device once."""
         if values:
-            self.logger.record(f"train/{name}", float(np.mean([value.item() for value in values])))
+            self.logger.record(f"train/{name}", sum(value.item() for value in values) / len(values))
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_own_rates", "_aux", "_checkpoints", "_finite", "_given_policy", "made_with"]

@@ -82,17 +82,15 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
     def _sample_action(self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1) -> Any:
         if self._fast is None or self.num_timesteps < learning_starts:
             return super()._sample_action(learning_starts, action_noise, n_envs)
-        actions = self._fast.explore(self._last_obs)
+        return self._noisy(self._fast.explore(np.asarray(self._last_obs)[None], (0,))[0], action_noise)
+
+    def _noisy(self, actions: Any, action_noise: ActionNoise | None) -> tuple[Any, Any]:
+        """Actions for the environment and for the replay, of those that a policy chose."""
         if not isinstance(self.action_space, spaces.Box):
             return actions, actions
         if action_noise is not None:
             actions = np.clip(actions + action_noise(), -1, 1)
         return self.policy.unscale_action(actions), actions
-
-    def _train_mode(self, training: bool) -> None:
-        """Switch the networks between training and acting; perceptrons are the same in both."""
-        if self._fast is None:
-            self.policy.set_training_mode(training)
 
     def _build_optimizers(self) -> None:
         """Make the optimizers of an agent with an actor."""
@@ -152,7 +150,8 @@ class OffPolicyLearner(Learner, OffPolicyAlgorithm):
         """Tell the replay that `gradient_steps` draws follow."""
         if isinstance(self.replay_buffer, Replay):
             # Scores are those of the acting networks: dropout and batch statistics off.
-            self._train_mode(False)
+            if self._fast is None:  # perceptrons are the same in training
+                self.policy.set_training_mode(False)
             self.replay_buffer.begin_phase(
                 gradient_steps,
                 partial(td_error, self),

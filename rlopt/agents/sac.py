@@ -11,7 +11,7 @@ from stable_baselines3 import SAC as SB3SAC
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
-from rlopt.agents.fast.learning import FastSAC
+from rlopt.agents.fast.sac_learning import FastSAC
 from rlopt.agents.finite import checked
 from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import repeatable, take_step, without_recording
@@ -48,7 +48,7 @@ class SAC(OffPolicyLearner, SB3SAC):
     _fast: FastSAC | None
 
     def _make_fast(self) -> FastSAC:
-        return FastSAC(self)
+        return FastSAC([self])
 
     def _build_optimizers(self) -> None:
         super()._build_optimizers()
@@ -58,8 +58,11 @@ class SAC(OffPolicyLearner, SB3SAC):
     @checked
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
+        if self._fast is not None:
+            self._fast.train(gradient_steps, batch_size)
+            return
         self._begin_phase(gradient_steps)
-        self._train_mode(True)
+        self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.ent_coef_optimizer is not None:
             optimizers += [self.ent_coef_optimizer]
@@ -104,8 +107,6 @@ class SAC(OffPolicyLearner, SB3SAC):
 
     def _learn_critics(self, batch: Any, ent_coef: th.Tensor) -> tuple[th.Tensor, th.Tensor] | None:
         """Take a step of the critics; returns their loss and the TD errors, None if the step was left out."""
-        if self._fast is not None:
-            return self._fast.learn_critics(batch, ent_coef)
         target = sac_target(self, batch, ent_coef)
         evaluate = partial(self._evaluate_critic, batch, target)
         evaluation = take_step(self.critic.optimizer, evaluate, check=self._finite, of="the loss of the critic")
@@ -113,31 +114,22 @@ class SAC(OffPolicyLearner, SB3SAC):
 
     def _learn_actor(self, batch: Any, ent_coef: th.Tensor, drawn: Draw, draw: Callable[[], Draw]) -> th.Tensor | None:
         """Take a step of the actor; returns its loss, None if the step was left out."""
-        if self._fast is not None:
-            return self._fast.learn_actor(batch, ent_coef, drawn[0], drawn[1])
         evaluate = partial(self._evaluate_actor, batch, ent_coef, [drawn], draw)
         evaluation = take_step(self.actor.optimizer, evaluate, check=self._finite, of="the loss of the actor")
         return None if evaluation is None else evaluation[0]
 
     def _learn_ent_coef(self, log_prob: th.Tensor) -> th.Tensor | None:
         """Take a step of the entropy coefficient; returns its loss, None if the step was left out."""
-        if self._fast is not None:
-            return self._fast.learn_entropy_coefficient(log_prob)
         assert self.ent_coef_optimizer is not None
         of = "the loss of the entropy coefficient"
         evaluation = take_step(self.ent_coef_optimizer, partial(self._evaluate_ent_coef, log_prob), check=self._finite, of=of)
         return None if evaluation is None else evaluation[0]
 
     def _update_target(self) -> None:
-        if self._fast is not None:
-            self._fast.update_target(self.tau)
-            return
         losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
         losses.soft_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
 
     def _draw_actions(self, batch: Any) -> Draw:
-        if self._fast is not None:
-            return *self._fast.draw(batch), None
         if self.use_sde:
             # log_std may have changed since the last step
             self.actor.reset_noise()

@@ -10,7 +10,7 @@ from stable_baselines3 import TD3 as SB3TD3
 
 from rlopt.agents import losses
 from rlopt.agents.auxiliary import plus
-from rlopt.agents.fast.learning import FastTD3
+from rlopt.agents.fast.td3_learning import FastTD3
 from rlopt.agents.finite import checked
 from rlopt.agents.off_policy import OffPolicyLearner, weights_of
 from rlopt.agents.optimizing import take_step, without_recording
@@ -41,13 +41,16 @@ class TD3(OffPolicyLearner, SB3TD3):
     _fast: FastTD3 | None
 
     def _make_fast(self) -> FastTD3:
-        return FastTD3(self)
+        return FastTD3([self])
 
     @checked
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Do `gradient_steps` updates on batches of `batch_size` transitions."""
+        if self._fast is not None:
+            self._fast.train(gradient_steps, batch_size)
+            return
         self._begin_phase(gradient_steps)
-        self._train_mode(True)
+        self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
         actor_values: list[th.Tensor] = []
         critic_values: list[th.Tensor] = []
@@ -76,8 +79,6 @@ class TD3(OffPolicyLearner, SB3TD3):
 
     def _learn_critics(self, batch: Any) -> tuple[th.Tensor, th.Tensor] | None:
         """Take a step of the critics; returns their loss and the TD errors, None if the step was left out."""
-        if self._fast is not None:
-            return self._fast.learn_critics(batch)
         target = td3_target(self, batch)
         evaluate = partial(self._evaluate_critic, batch, target)
         evaluation = take_step(self.critic.optimizer, evaluate, check=self._finite, of="the loss of the critic")
@@ -85,16 +86,11 @@ class TD3(OffPolicyLearner, SB3TD3):
 
     def _learn_actor(self, batch: Any) -> th.Tensor | None:
         """Take a step of the actor; returns its loss, None if the step was left out."""
-        if self._fast is not None:
-            return self._fast.learn_actor(batch)
         evaluate = partial(self._evaluate_actor, batch)
         evaluation = take_step(self.actor.optimizer, evaluate, check=self._finite, of="the loss of the actor")
         return None if evaluation is None else evaluation[0]
 
     def _update_targets(self) -> None:
-        if self._fast is not None:
-            self._fast.update_targets(self.tau)
-            return
         losses.soft_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
         losses.soft_update(self.actor.parameters(), self.actor_target.parameters(), self.tau)
         losses.soft_update(self.critic_batch_norm_stats, self.critic_batch_norm_stats_target, 1.0)

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from rlopt.files.state_file import read_state, write_state
 from rlopt.replay.batch import ReplayBatch, TDErrorFunction
+from rlopt.replay.reuse import BatchMemories, BatchMemory
 from rlopt.replay.sampler import Draw, Sampler, ScoreFunction
 from rlopt.replay.sequences import PivotPlace, SequenceBatch, fold, plan_sequences
 from rlopt.replay.storage import Layout, Observation, TransitionStorage
@@ -47,6 +48,9 @@ class Replay(ReplayBuffer):
         layout: "plain", or "shared" to store each observation once (half the memory for images, equal batches).
         memmap_path: Folder on a disk for memory-mapped storage. The files are scratch and vanish with the buffer; `save` keeps
             data.
+        reuse_memory: Whether `sample` may write over the transitions of the batch before (not over `indices` and importance
+            weights): quicker, for a learning step that keeps no batch. Done for one-step batches of the plain layout on the CPU
+            that are not normalised.
         seed: Seed of the sampler's own generator. None derives one from NumPy's global generator without advancing it, so that
             the seed of a stock Stable-Baselines3 agent governs the replay as well.
 
@@ -73,6 +77,7 @@ class Replay(ReplayBuffer):
         gamma: float | None = None,
         layout: Layout = "plain",
         memmap_path: str | Path | None = None,
+        reuse_memory: bool = False,
         seed: int | np.random.SeedSequence | None = None,
     ) -> None:
         if n_steps < 1 or n_steps != int(n_steps):
@@ -92,6 +97,9 @@ class Replay(ReplayBuffer):
         self.gamma = gamma
         self.seed = seed
         self.memmap_path = memmap_path
+        self.reuse_memory = reuse_memory
+        self._can_reuse = n_steps == 1 and layout == "plain" and self.device.type == "cpu"
+        self._memories = BatchMemories()
         if self.storage.capacity != buffer_size:
             warnings.warn(
                 f"buffer_size={buffer_size} is not a multiple of n_envs={n_envs}: rounded up to {self.storage.capacity}.",
@@ -247,7 +255,31 @@ class Replay(ReplayBuffer):
         Raises:
             ValueError: If the buffer is empty or `batch_size` < 1.
         """
-        return self._make_batch(self._draw(batch_size), env)
+        draw = self._draw(batch_size)
+        if not (self.reuse_memory and self._can_reuse and env is None):
+            return self._make_batch(draw, env)
+        return self._filled_memory(draw).batch(draw.slots, draw.weights)
+
+    def sample_arrays(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBatch:
+        """Draw the batch that `sample` would, as NumPy arrays, which may be written over by the next call.
+
+        Args:
+            batch_size: As in `sample`.
+            env: As there.
+
+        Raises:
+            ValueError: As there.
+        """
+        draw = self._draw(batch_size)
+        if not self._can_reuse or env is not None:
+            return self._make_arrays(draw, env)
+        return self._filled_memory(draw).arrays(draw.slots, draw.weights)
+
+    def _filled_memory(self, draw: Draw) -> BatchMemory:
+        memory = self._memories.of(self.storage, len(draw.slots))
+        memory.fill(draw.slots)
+        self._relabel(draw.slots, draw.slots[:, None], memory.obs, memory.next_obs, memory.rewards, 1)
+        return memory
 
     def sample_sequences(
         self,
@@ -342,6 +374,19 @@ class Replay(ReplayBuffer):
 
     def _make_batch(self, draw: Draw, env: VecNormalize | None, run_length: int = 1) -> ReplayBatch:
         """The transitions of a draw; `run_length` neighbours in the batch are of one episode and belong together."""
+        batch: Any = self._make_arrays(draw, env, run_length)
+        return ReplayBatch(
+            observations=self._tensors(batch.observations),
+            actions=self._tensor(batch.actions),
+            next_observations=self._tensors(batch.next_observations),
+            dones=self._tensor(batch.dones),
+            rewards=self._tensor(batch.rewards),
+            discounts=None if batch.discounts is None else self._tensor(batch.discounts),
+            indices=batch.indices,
+            weights=self._weights(draw),
+        )
+
+    def _make_arrays(self, draw: Draw, env: VecNormalize | None, run_length: int = 1) -> ReplayBatch:
         slots = draw.slots
         fields = self.storage.gather(slots)
         obs = self.storage.observation(slots, fields)
@@ -365,21 +410,14 @@ class Replay(ReplayBuffer):
             used = np.arange(self.n_steps) < steps[:, None]
             rewards = (step_rewards * powers * used).sum(1, keepdims=True, dtype=np.float32)
             discounts = (np.float32(self.gamma) ** steps.astype(np.float32))[:, None]
-        return ReplayBatch(
-            observations=self._tensors(self._normalize_obs(obs, env)),
-            actions=self._tensor(fields["actions"]),
-            next_observations=self._tensors(self._normalize_obs(next_obs, env)),
-            dones=self._tensor(dones),
-            rewards=self._tensor(rewards),
-            discounts=None if discounts is None else self._tensor(discounts),
-            indices=slots,
-            weights=self._weights(draw),
-        )
+        weights = np.ones((len(slots), 1), np.float32) if draw.weights is None else draw.weights[:, None]
+        arrays: Any = (self._normalize_obs(obs, env), fields["actions"], self._normalize_obs(next_obs, env), dones, rewards)
+        return ReplayBatch._make((*arrays, discounts, slots, weights))  # of arrays
 
     def _weights(self, draw: Draw) -> th.Tensor:
         """Importance weights of a draw, (B, 1)."""
         if draw.weights is None:
-            return th.ones((len(draw.slots), 1), device=self.device)
+            return self._tensor(np.ones((len(draw.slots), 1), np.float32))
         return self._tensor(draw.weights[:, None])
 
     def _relabel(

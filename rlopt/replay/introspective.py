@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from rlopt.replay.buffer import Replay
 from rlopt.replay.sampler import Draw, Sampler, ScoreFunction, top_k
+from rlopt.replay.scores import ScoreTable
+from rlopt.replay.storage import TransitionStorage
 from rlopt.replay.windows import DIRECTIONS, WindowDirection, window
+
+CANDIDATES_PER_PIVOT = 4
+"""With scores of earlier phases: how many of the largest are made again for each pivot."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class IntrospectiveConfig:
     """Pivots of one stream are more than this many steps apart, >= 0."""
     refresh_subset: int | None = None
     """Random transitions scored per phase, besides all new ones, > 0; None scores all that are stored."""
+    rescore_after: int = 1
+    """Phases after which a score is made again, >= 1; 1 scores all that are stored in every phase."""
     sequential: bool = False
     """Whether each batch is a single transition, so that the updates of a window are applied one after another."""
     interleave: bool = False
@@ -45,6 +52,10 @@ class IntrospectiveConfig:
             raise ValueError(f"min_separation must be at least 0, got {self.min_separation}.")
         if self.refresh_subset is not None and self.refresh_subset < 1:
             raise ValueError(f"refresh_subset must be at least 1, or None to score all transitions, got {self.refresh_subset}.")
+        if self.rescore_after < 1:
+            raise ValueError(f"rescore_after must be at least 1, got {self.rescore_after}.")
+        if self.rescore_after > 1 and self.refresh_subset is not None:
+            raise ValueError("refresh_subset has no effect with rescore_after > 1; drop one of them.")
         if self.interleave and self.respect_episodes:
             raise ValueError("respect_episodes=True needs interleave=False: an interleaved window has no single episode.")
 
@@ -53,6 +64,7 @@ class IntrospectiveSampler(Sampler):
     """Scores, pivots and windows of one learning phase after another."""
 
     needs_phase: ClassVar[bool] = True
+    known: ScoreTable | None  # scores of earlier phases, if they are used
 
     def __init__(self, config: IntrospectiveConfig) -> None:
         self.config = config
@@ -61,6 +73,17 @@ class IntrospectiveSampler(Sampler):
         self.draws_left = 0  # draws of this phase that come from windows
         self.pending = np.empty(0, np.int64)  # rest of a window in sequential mode
         self.num_added = 0  # the storage's count when transitions were last scored
+
+    def bind(self, storage: TransitionStorage, rng: np.random.Generator) -> None:
+        """Attach the storage and make the table of scores."""
+        super().bind(storage, rng)
+        period = self.config.rescore_after
+        self.known = ScoreTable(storage.capacity, period) if period > 1 else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table of scores."""
+        return 0 if self.known is None else self.known.nbytes
 
     def begin_phase(self, gradient_steps: int, score: ScoreFunction | None, progress: float | None) -> None:
         """Score the stored transitions under the current networks and choose the pivots of the phase."""
@@ -74,12 +97,19 @@ class IntrospectiveSampler(Sampler):
             candidates = self._candidates()
             scores = score(candidates)
             self.pivots = candidates[self._choose(candidates, scores, self.draws_left)]
+            if self.known is not None:
+                self.known.note(candidates, scores)
             self.num_added = self.storage.num_added
 
     def _candidates(self) -> NDArray[np.int64]:
         """Slots to score, oldest first."""
         subset, n = self.config.refresh_subset, len(self.storage)
         new = min((self.storage.num_added - self.num_added) * self.storage.n_envs, n)
+        if self.known is not None:
+            self.known.forget(self.storage.to_slots(np.arange(n - new, n)))
+            due = self.known.due(n, CANDIDATES_PER_PIVOT * self._num_ranked(self.draws_left))
+            oldest = np.searchsorted(due, self.storage.pos * self.storage.n_envs if self.storage.full else 0)
+            return np.concatenate([due[oldest:], due[:oldest]])
         if subset is None or subset + new >= n:
             return self.storage.all_slots()
         old = np.sort(self.rng.choice(n - new, subset, replace=False))
@@ -90,12 +120,16 @@ class IntrospectiveSampler(Sampler):
         separation = self.config.min_separation
         if separation == 0:
             return top_k(scores, count)
-        # A pivot keeps at most 2 * separation others away, so no more candidates than this can be needed.
-        ranked = top_k(scores, count * (2 * separation + 1))
+        ranked = top_k(scores, self._num_ranked(count))
         logical = self.storage.to_logical(slots[ranked])
         stride = 1 if self.config.interleave else self.storage.n_envs
         kept = _separated(logical // stride, logical % stride, len(self.storage) // stride, stride, separation, count)
         return ranked[kept]
+
+    def _num_ranked(self, count: int) -> int:
+        """Transitions among which `count` pivots are found: a pivot keeps at most 2 * separation others away."""
+        separation: int = self.config.min_separation
+        return count * (2 * separation + 1)
 
     def draw(self, batch_size: int) -> Draw:
         """Choose a batch: windows first, then uniform."""
@@ -119,10 +153,14 @@ class IntrospectiveSampler(Sampler):
         """Forget the phase."""
         self.pivots = self.pending = np.empty(0, np.int64)
         self.num_pivots_used = self.draws_left = self.num_added = 0
+        if self.known is not None:
+            self.known.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The phase."""
+        """The phase, and the scores of earlier ones if they are used."""
+        known = {} if self.known is None else {"known": self.known.state_dict(len(self.storage))}
         return {
+            **known,
             "pivots": self.pivots.copy(),
             "pending": self.pending.copy(),
             "num_pivots_used": self.num_pivots_used,
@@ -135,6 +173,8 @@ class IntrospectiveSampler(Sampler):
         self.pivots, self.pending = np.array(state["pivots"], np.int64), np.array(state["pending"], np.int64)
         self.num_pivots_used, self.draws_left = int(state["num_pivots_used"]), int(state["draws_left"])
         self.num_added = int(state["num_added"])
+        if self.known is not None:
+            self.known.load_state_dict(state["known"])
 
 
 @numba.njit(cache=True)
@@ -168,7 +208,11 @@ class IntrospectiveReplay(Replay):
     Windows lie in the stream of one environment, never cross the write head, and are shifted inwards at the edge of the data so
     that they keep their length. Without `begin_phase` all draws are uniform: use an agent of `rlopt.agents`, or
     `rlopt.agents.ReplayPhaseCallback` with a stock Stable-Baselines3 agent. Scoring costs one forward pass of the whole buffer
-    per phase: choose long phases (`train_freq=512`, `gradient_steps=512`) or `refresh_subset`.
+    per phase: choose long phases (`train_freq=512`, `gradient_steps=512`), or `rescore_after`.
+
+    With `rescore_after` = K > 1 scores of earlier phases are kept, and a phase scores only: what is new; what was scored K phases
+    ago, about n / K transitions; and the 4 G largest of the known scores. The pivots are the largest of these new scores. So no
+    pivot is chosen by an old score, no score is older than K phases, and only a transition whose error grew since can be missed.
 
     Differs from the authors' released code: order of time instead of ring slots, one stream per environment (their interleaving:
     `interleave=True`), no pivot is lost at the oldest transition, and the choice is O(n) instead of a sort. With
@@ -181,6 +225,7 @@ class IntrospectiveReplay(Replay):
         respect_episodes: Cut windows at episode ends.
         min_separation: Distance of pivots.
         refresh_subset: Number of random transitions to score per phase.
+        rescore_after: Phases after which a score is made again.
         sequential: One transition per batch.
         interleave: One stream for all environments.
         **kwargs: As in `rlopt.replay.buffer.Replay`.
@@ -207,9 +252,12 @@ class IntrospectiveReplay(Replay):
         respect_episodes: bool = IntrospectiveConfig.respect_episodes,
         min_separation: int = IntrospectiveConfig.min_separation,
         refresh_subset: int | None = IntrospectiveConfig.refresh_subset,
+        rescore_after: int = IntrospectiveConfig.rescore_after,
         sequential: bool = IntrospectiveConfig.sequential,
         interleave: bool = IntrospectiveConfig.interleave,
         **kwargs: Any,
     ) -> None:
-        config = IntrospectiveConfig(mix, direction, respect_episodes, min_separation, refresh_subset, sequential, interleave)
+        config = IntrospectiveConfig(
+            mix, direction, respect_episodes, min_separation, refresh_subset, rescore_after, sequential, interleave
+        )
         super().__init__(*args, sampler=IntrospectiveSampler(config), **kwargs)

@@ -160,10 +160,21 @@ class PackedRows:
             else:
                 # "clip" lets NumPy write to `out` without a second buffer; the indices are valid by construction.
                 block = matrix.take(index, 0, out=self._recycler.empty((num, matrix.shape[1]), matrix.dtype), mode="clip")
-            for name, start, stop, shape in layout:
-                part = block if len(layout) == 1 else block[:, start:stop]  # (B, width)
-                out[name] = part if len(shape) == 1 else part.reshape(num, *shape)
+            _split(block, layout, out)
         return out
+
+    def make_blocks(self, num: int) -> tuple[list[NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Memory for `gather_into` (B = num): blocks, and what `gather` returns as views of them."""
+        blocks: list[NDArray[Any]] = [np.empty((num, matrix.shape[1]), matrix.dtype) for matrix in self._matrices]
+        out: dict[str, NDArray[Any]] = {}
+        for block, layout in zip(blocks, self._layout, strict=True):
+            _split(block, layout, out)
+        return blocks, out
+
+    def gather_into(self, index: NDArray[np.int64], blocks: Sequence[NDArray[Any]]) -> None:
+        """Copy the records `index` (B,) to blocks of `make_blocks(B)`."""
+        for matrix, block in zip(self._matrices, blocks, strict=True):
+            matrix.take(index, 0, out=block, mode="clip")
 
     def grown(self, num_rows: int, folder: Path | None = None) -> PackedRows:
         """A larger table that begins with the records of this one."""
@@ -171,3 +182,10 @@ class PackedRows:
         for name, view in self._views.items():
             table.view(name)[: self.num_rows] = view
         return table
+
+
+def _split(block: NDArray[Any], layout: list[tuple[str, int, int, tuple[int, ...]]], out: dict[str, NDArray[Any]]) -> None:
+    """Enter the columns that a block of records holds, as views of shape (B, *shape)."""
+    for name, start, stop, shape in layout:
+        part = block if len(layout) == 1 else block[:, start:stop]  # (B, width)
+        out[name] = part if len(shape) == 1 else part.reshape(len(block), *shape)

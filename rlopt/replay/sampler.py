@@ -87,7 +87,7 @@ class Sampler:
         """Take over a state of a sampler with the same options."""
 
 
-def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+def top_k(scores: NDArray[np.float64] | NDArray[np.int32], k: int) -> NDArray[np.int64]:
     """Indices of the `k` largest scores, largest first, equal scores by lowest index first.
 
     O(n + k log k): a partition finds the threshold, only the chosen ones are sorted.

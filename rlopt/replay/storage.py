@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -365,6 +365,14 @@ class TransitionStorage:
         if self.layout == "shared":
             fields.update(self._shared_next(slots))
         return fields
+
+    def make_blocks(self, num: int) -> tuple[list[NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Memory for `gather_into` (B = num), and what `gather` returns as views of it; with the plain layout."""
+        return self._rows.make_blocks(num)
+
+    def gather_into(self, slots: NDArray[np.int64], blocks: Sequence[NDArray[Any]]) -> None:
+        """Like `gather`, into blocks of `make_blocks(B)`."""
+        self._rows.gather_into(slots, blocks)
 
     def observation(self, slots: NDArray[np.int64], fields: Mapping[str, NDArray[Any]] | None = None) -> Observation:
         """Observations of `slots` in the form of the space (an array or a dict), taken from `fields` if given."""

@@ -91,6 +91,9 @@ CASES: dict[str, Callable[[], Any]] = {
     "td3_fast": lambda: continuous(TD3, fast=True),
     "sac_fast": lambda: continuous(SAC, fast=True),
     "dqn_shared_layout": lambda: discrete(optimize_memory_usage=True, n_steps=3, double_q=True),
+    "dqn_rescored": lambda: discrete(
+        replay_buffer_class=rlopt.replay.IntrospectiveReplay, replay_buffer_kwargs={"rescore_after": 3, "reuse_memory": True}
+    ),
     "dqn_episodes": lambda: discrete(train_freq=(1, "episode"), gradient_steps=-1),
     "dqn_native": lambda: discrete(env=native("CartPole-v1", vectorization_mode="vector_entry_point")),
     "dqn_history": lambda: remembering(None, n_envs=2),

@@ -13,12 +13,11 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from rlopt.agents import DDPG, DQN, SAC, TD3, Checkpoints, SequenceLearning
-from rlopt.agents.fast.adam import FlatAdam, flatten
+from rlopt.agents import DQN, SAC, TD3, Checkpoints, SequenceLearning
+from rlopt.agents.fast.adam import AdamRows, FlatAdam, flatten
 from rlopt.agents.fast.collecting import LeanVecEnv
 from rlopt.agents.fast.dqn import DQNGradient, clip_norms
 from rlopt.agents.fast.mlp import StackedMLP, widths_and_activation
@@ -26,49 +25,7 @@ from rlopt.agents.fast.networks import NumpyPolicy
 from rlopt.agents.fast.sac import SACGradient, SquashedGaussian
 from rlopt.agents.fast.td3 import TD3Gradient, TwinCritics
 from rlopt.optim import NonFiniteError
-from rlopt.replay import IntrospectiveReplay, PrioritizedReplay
-
-OPTIONS: dict[str, Any] = {
-    "seed": 0, "device": "cpu", "learning_starts": 30, "batch_size": 16, "learning_rate": 1e-3, "buffer_size": 300,
-}  # fmt: skip
-
-
-def discrete(env: Any = "CartPole-v1", **changes: Any) -> DQN:
-    options = OPTIONS | {"train_freq": 2, "gradient_steps": 2, "target_update_interval": 20} | changes
-    return DQN("MlpPolicy", env, policy_kwargs={"net_arch": [24, 16]} | options.pop("policy_kwargs", {}), **options)
-
-
-def continuous(kind: Any, env: Any = "Pendulum-v1", **changes: Any) -> Any:
-    options = OPTIONS | changes
-    return kind("MlpPolicy", env, policy_kwargs={"net_arch": [24, 16]} | options.pop("policy_kwargs", {}), **options)
-
-
-def noise() -> NormalActionNoise:
-    return NormalActionNoise(np.zeros(1), 0.2 * np.ones(1))
-
-
-AGENTS: dict[str, Any] = {
-    "dqn": discrete,
-    "dqn_double": lambda **o: discrete(double_q=True, n_steps=3, **o),
-    "dqn_prioritized": lambda **o: discrete(replay_buffer_class=PrioritizedReplay, max_grad_norm=0.5, **o),
-    "dqn_introspective": lambda **o: discrete(replay_buffer_class=IntrospectiveReplay, **o),
-    "dqn_tanh": lambda **o: discrete(policy_kwargs={"activation_fn": nn.Tanh}, **o),
-    "dqn_shared": lambda **o: discrete(optimize_memory_usage=True, **o),
-    "dqn_episodes": lambda **o: discrete(**o | {"train_freq": (1, "episode"), "gradient_steps": -1}),
-    "dqn_normalize": lambda **o: discrete(VecNormalize(make_vec_env("CartPole-v1", n_envs=2, seed=1)), tau=0.5, **o),
-    "dqn_weight_decay": lambda **o: discrete(policy_kwargs={"optimizer_kwargs": {"weight_decay": 0.1, "eps": 1e-5}}, **o),
-    "dqn_schedule": lambda **o: discrete(**o | {"learning_rate": lambda progress: 1e-3 * progress}),
-    "td3": lambda **o: continuous(TD3, action_noise=noise(), **o),
-    "td3_prioritized": lambda **o: continuous(TD3, replay_buffer_class=PrioritizedReplay, n_steps=3, **o),
-    "ddpg": lambda **o: continuous(DDPG, **o),
-    "sac": lambda **o: continuous(SAC, **o),
-    "sac_fixed": lambda **o: continuous(SAC, ent_coef=0.2, target_update_interval=2, **o),
-    "sac_normalize": lambda **o: continuous(SAC, VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=1)), **o),
-}
-
-
-def weights(agent: Any) -> np.ndarray[Any, Any]:
-    return th.cat([parameter.detach().flatten() for parameter in agent.policy.parameters()]).numpy()
+from tests.agents.fast_agents import AGENTS, continuous, discrete, weights
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -129,7 +86,7 @@ def batch(num: int, rows: int, obs: int, act: int, discrete_actions: bool) -> An
     return SimpleNamespace(
         observations=th.randn(num, rows, obs), next_observations=th.randn(num, rows, obs), actions=actions,
         rewards=3 * th.randn(num, rows, 1), dones=(th.rand(num, rows, 1) < 0.3).float(), weights=th.rand(num, rows, 1),
-        discounts=th.rand(num, rows, 1),
+        discounts=th.rand(num, rows, 1), noise=th.randn(num, rows, act),
     )  # fmt: skip
 
 
@@ -154,15 +111,12 @@ def test_several_agents_at_once_are_each_alone() -> None:
 
     def sac(rows_of: slice, of: Any) -> list[th.Tensor]:
         count = len(actor[rows_of])
-        th.manual_seed(2)
         gaussian = SquashedGaussian(StackedMLP(policy, count, "relu", actor[rows_of].clone()))
         critics = [TwinCritics(params[rows_of].clone(), critic, "relu", 2) for params in (twin, twin_target)]
         gradient = SACGradient(gaussian, critics[0], critics[1], 0.9)
         ent_coef = th.full((count, 1, 1), 0.3)
-        # Noise differs between one and several agents: without it they must agree.
-        gaussian.sample = lambda observations, slot="": _without_noise(gaussian, observations, slot)  # type: ignore[method-assign]
-        actions, log_prob = gaussian.sample(of.observations)
-        loss, errors = gradient.of_critics(of, ent_coef)
+        actions, log_prob = gaussian.sample(of.observations, of.noise)
+        loss, errors = gradient.of_critics(of, ent_coef, -of.noise)
         actor_loss = gradient.of_actor(of, ent_coef, actions, log_prob)
         return [loss, errors, actor_loss, gradient.critic_grads, gradient.actor_grads]
 
@@ -170,8 +124,8 @@ def test_several_agents_at_once_are_each_alone() -> None:
         count = len(online[rows_of])
         nets = [StackedMLP(widths, count, "tanh", params[rows_of].clone()) for params in (online, target)]
         critics = [TwinCritics(params[rows_of].clone(), critic, "tanh", 2) for params in (twin, twin_target)]
-        gradient = TD3Gradient(nets[0], nets[1], critics[0], critics[1], 0.9, 0.0, 0.5)
-        loss, errors = gradient.of_critics(of)
+        gradient = TD3Gradient(nets[0], nets[1], critics[0], critics[1], 0.9)
+        loss, errors = gradient.of_critics(of, 0.2 * of.noise)
         return [loss, errors, gradient.of_actor(of), gradient.critic_grads, gradient.actor_grads]
 
     for compute, of in ((dqn, steps), (td3, data), (sac, data)):
@@ -179,15 +133,6 @@ def test_several_agents_at_once_are_each_alone() -> None:
         for index in range(num):
             for one, all_of_them in zip(compute(slice(index, index + 1), part(of, index)), together, strict=True):
                 np.testing.assert_allclose(one[0], all_of_them[index], atol=1e-5)
-
-
-def _without_noise(gaussian: SquashedGaussian, observations: th.Tensor, slot: str) -> Any:
-    real = th.Tensor.normal_
-    try:
-        th.Tensor.normal_ = th.Tensor.zero_  # type: ignore[method-assign, assignment]
-        return SquashedGaussian.sample(gaussian, observations, slot)
-    finally:
-        th.Tensor.normal_ = real  # type: ignore[method-assign]
 
 
 def test_norms_are_bounded_per_network() -> None:
@@ -207,9 +152,8 @@ def test_adam_is_torchs_and_reads_its_files() -> None:
     options = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-6, "betas": (0.8, 0.99)}
     plain = th.optim.Adam(one.parameters(), fused=True, **options)  # type: ignore[arg-type]
     params = list(other.parameters())
-    flat = flatten(params)
-    grads = th.zeros_like(flat)
-    fast = FlatAdam(params, params, flat, grads, **options)
+    flat = flatten([params])
+    fast = FlatAdam(params, params, AdamRows(flat, th.zeros_like(flat), len(params)), **options)
     for step in range(6):
         for parameter, twin in zip(one.parameters(), params, strict=True):
             parameter.grad = th.randn_like(parameter)
@@ -231,13 +175,13 @@ def test_numpys_forward_pass_is_torchs() -> None:
     one, other = networks()
     found = widths_and_activation(other)
     assert found == ([3, 4, 2], "relu")
-    policy = NumpyPolicy(StackedMLP(found[0], 1, found[1], flatten(list(other.parameters()))))
+    policy = NumpyPolicy(StackedMLP(found[0], 1, found[1], flatten([list(other.parameters())])))
     x = th.randn(5, 3)
-    np.testing.assert_allclose(policy(x.numpy()), one(x).detach(), atol=1e-6)
+    np.testing.assert_allclose(policy(x.numpy()[None])[0], one(x).detach(), atol=1e-6)
     with th.no_grad():
         one[2].bias += 1.0
         other[2].bias += 1.0
-    np.testing.assert_allclose(policy(x.numpy()), one(x).detach(), atol=1e-6)  # parameters are read where they are
+    np.testing.assert_allclose(policy(x.numpy()[None])[0], one(x).detach(), atol=1e-6)  # parameters are read where they are
 
 
 @pytest.mark.parametrize(

@@ -403,6 +403,8 @@ def test_scalar_observations_and_a_discrete_space_that_does_not_start_at_zero(la
         ("introspective", {"direction": "up"}, "direction must be one of back, forward, centre, random, got 'up'."),
         ("introspective", {"min_separation": -1}, "min_separation must be at least 0, got -1."),
         ("introspective", {"refresh_subset": 0}, "refresh_subset must be at least 1, or None .*, got 0."),
+        ("introspective", {"rescore_after": 0}, "rescore_after must be at least 1, got 0."),
+        ("introspective", {"rescore_after": 2, "refresh_subset": 5}, "refresh_subset has no effect with rescore_after > 1"),
         ("introspective", {"interleave": True, "respect_episodes": True}, "respect_episodes=True needs interleave=False"),
     ],
 )

@@ -216,6 +216,81 @@ def test_pivots_come_from_scored_transitions_only() -> None:
     assert {replay.sample(1).indices[0] for _ in range(3)} == set(seen[:3])  # equal scores: oldest first
 
 
+def recorder(scores: dict[int, float], seen: list[list[int]]) -> Any:
+    """A TD error per slot from `scores`, which may change between phases; notes which slots were asked for."""
+
+    def td_error(batch: ReplayBatch) -> th.Tensor:
+        seen.append(batch.indices.tolist())
+        return th.tensor([scores.get(slot, 0.0) for slot in seen[-1]])
+
+    return td_error
+
+
+def test_with_scores_of_earlier_phases_only_new_old_and_large_ones_are_made_in_order_of_time() -> None:
+    history = make_history(0, num_adds=60, n_envs=2, capacity=80)
+    replay = make_replay("introspective", history, rescore_after=4)
+    scores, seen = {slot: slot / 100 for slot in range(80)}, []
+    td_error = recorder(scores, seen)
+    for add in history.adds[:42]:  # the ring is full, and begins at slot 4
+        add.to(replay)
+    replay.begin_phase(1, td_error)
+    assert seen[-1] == [*range(4, 80), *range(4)]
+    for add in history.adds[42:45]:  # slots 4 to 9
+        add.to(replay)
+    replay.begin_phase(1, td_error)
+    # The oldest quarter of the first phase, slots 4 to 23; four large ones for one pivot; and what is new.
+    assert seen[-1] == [*range(10, 24), *range(76, 80), *range(4, 10)]
+    assert replay.sample(1).indices.tolist() == [79]
+
+
+def test_a_pivot_is_chosen_by_a_new_score_and_an_error_that_grew_is_found_in_time() -> None:
+    replay, _ = filled(100, rescore_after=5)
+    scores, seen = dict.fromkeys(range(100), 1.0) | {7: 9.0, 8: 8.0}, []
+    td_error = recorder(scores, seen)
+    replay.begin_phase(1, td_error)
+    assert replay.sample(1).indices.tolist() == [7]
+    scores |= {7: 0.0, 99: 20.0}  # 7 was learned; the newest is scored last, in the fifth phase from now
+    found = []
+    for _ in range(5):
+        replay.begin_phase(1, td_error)
+        found += replay.sample(1).indices.tolist()
+    assert found == [8, 8, 8, 8, 99]
+    assert [len(slots) for slots in seen[1:]] == [20, 24, 24, 24, 24]  # a fifth, and four large ones, at first among them
+
+
+@given(
+    history=histories(observations=("discrete",), max_adds=60),
+    phases=st.integers(1, 6),
+    count=st.integers(1, 4),
+    seed=st.integers(0, 999),
+)
+def test_errors_that_never_change_give_the_pivots_of_full_scoring(history: History, phases: int, count: int, seed: int) -> None:
+    both = [make_replay("introspective", history, rescore_after=period) for period in (1, 3)]
+    scores = dict(enumerate(np.random.default_rng(seed).integers(0, 50, history.capacity + 4).astype(float).tolist()))
+    for part in np.array_split(np.arange(len(history.adds)), phases):
+        for replay in both:
+            for i in part:
+                history.adds[i].to(replay)
+            if len(replay):
+                replay.begin_phase(count, scores_by_slot(scores))
+        if len(both[0]):
+            for _ in range(count):
+                assert_batches_equal(both[0].sample(4), both[1].sample(4))
+
+
+def test_a_phase_without_errors_or_windows_leaves_the_scores_as_they_are() -> None:
+    replay, _ = filled(40, rescore_after=2, mix=0.5)
+    seen: list[list[int]] = []
+    td_error = recorder({}, seen)
+    replay.begin_phase(2, td_error)
+    replay.begin_phase(2, None)
+    replay.begin_phase(1, td_error)  # no window
+    replay.begin_phase(2, td_error)
+    assert [len(slots) for slots in seen] == [40, 20]
+    replay.reset()
+    assert replay.nbytes == replay.storage.nbytes + 8 * 200
+
+
 def network_td_error(network: th.nn.Module, target: th.nn.Module) -> Any:
     def td_error(batch: ReplayBatch) -> th.Tensor:
         with th.no_grad():

@@ -21,6 +21,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("reverse", {"sequential": True}),
     ("introspective", {"mix": 0.4, "refresh_subset": 9, "min_separation": 2}),
     ("introspective", {"sequential": True, "direction": "random"}),
+    ("introspective", {"mix": 0.4, "rescore_after": 3}),
     ("hindsight", {"goal_selection_strategy": "episode"}),
 ]
 IDS = ["-".join([name, *map(str, options)]) for name, options in CASES]

@@ -26,7 +26,7 @@ def test_tree_equals_a_list(size: int, updates: list[tuple[int, int]]) -> None:
         values[index % size] = float(value)
     full = [values.get(i, 0.0) for i in range(size)]
     assert tree.total == sum(full)
-    assert tree.minimum == min(values.values())
+    assert tree.minimum == min((value for value in values.values() if value > 0), default=np.inf)
     assert tree.maximum == max(values.values())
     assert tree.get(np.arange(size)).tolist() == full
     # Whole numbers: prefix sums are exact, so the draw must be the definition's to the index.

@@ -1,4 +1,4 @@
-"""Adam over one tensor that holds all parameters of a network, with the state of torch's Adam."""
+"""Adam over tensors that hold all parameters of networks, with the state of torch's Adam."""
 
 from __future__ import annotations
 
@@ -9,13 +9,36 @@ import torch as th
 from torch import nn
 
 
-def flatten(parameters: Sequence[nn.Parameter]) -> th.Tensor:
-    """Put parameters one behind the other into one tensor, (1, n), and make them views of it."""
-    flat = th.cat([parameter.detach().reshape(-1) for parameter in parameters])
+def flatten(networks: Sequence[Sequence[nn.Parameter]]) -> th.Tensor:
+    """Put the parameters of S networks of one shape into one tensor, (S, n), a network in a row, and make them views of it."""
+    flat = th.stack([th.cat([parameter.detach().reshape(-1) for parameter in parameters]) for parameters in networks])
     with th.no_grad():
-        for parameter, view in zip(parameters, _views(flat, parameters), strict=True):
-            parameter.data = view
-    return flat.unsqueeze(0)
+        for row, parameters in zip(flat, networks, strict=True):
+            for parameter, view in zip(parameters, _views(row, parameters), strict=True):
+                parameter.data = view
+    return flat
+
+
+class AdamRows:
+    """What Adam keeps for S networks, and their gradients: a network in a row.
+
+    Args:
+        flat: Parameters (S, n).
+        grads: Gradients (S, n).
+        num_counts: Counts of steps that each has, all equal: one per parameter tensor, as torch's Adam has them.
+    """
+
+    def __init__(self, flat: th.Tensor, grads: th.Tensor, num_counts: int) -> None:
+        self.flat, self.grads = flat, grads
+        self.exp_avg, self.exp_avg_sq = th.zeros_like(flat), th.zeros_like(flat)
+        self.steps = th.zeros(len(flat), num_counts, device=flat.device)
+        parts = grads, self.exp_avg, self.exp_avg_sq, self.steps
+        self._arrays = tuple(part.numpy() for part in parts) if flat.device.type == "cpu" else ()
+
+    def arguments(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """Gradients, averages, counts of steps and the options of a group, as the steps in numba take them; on the CPU."""
+        sign = -1.0 if group["maximize"] else 1.0
+        return *self._arrays, group["lr"], *group["betas"], group["eps"], group["weight_decay"], sign
 
 
 class FlatAdam(th.optim.Adam):
@@ -26,30 +49,19 @@ class FlatAdam(th.optim.Adam):
     Args:
         parameters: In the order of the optimizer that this one replaces.
         in_order: The same in the order of the tensor.
-        flat: The tensor, (1, n).
-        grads: Their gradients, like `flat`.
+        rows: Where parameters, gradients and averages are.
+        index: In which row.
         **options: Of torch's Adam, but for `amsgrad`, `foreach`, `fused`, `capturable`, `differentiable`.
     """
 
     def __init__(
-        self,
-        parameters: Sequence[nn.Parameter],
-        in_order: Sequence[nn.Parameter],
-        flat: th.Tensor,
-        grads: th.Tensor,
-        **options: Any,
+        self, parameters: Sequence[nn.Parameter], in_order: Sequence[nn.Parameter], rows: AdamRows, index: int = 0, **options: Any
     ) -> None:
         super().__init__(parameters, **options)
         self._in_order = list(in_order)
-        self._flat, self.grads = flat, grads
-        self._exp_avg, self._exp_avg_sq = th.zeros_like(flat), th.zeros_like(flat)
-        self._steps = th.zeros(len(self._in_order), device=flat.device)  # a number each, as torch's Adam has them
-        self._arrays = (
-            tuple(part.numpy() for part in (grads, self._exp_avg, self._exp_avg_sq, self._steps.unsqueeze(0)))
-            if flat.device.type == "cpu"
-            else ()
-        )
-        for parameter, grad in zip(self._in_order, _views(grads.view(-1), self._in_order), strict=True):
+        self._flat, self._grads = rows.flat[index], rows.grads[index]
+        self._exp_avg, self._exp_avg_sq, self._steps = rows.exp_avg[index], rows.exp_avg_sq[index], rows.steps[index]
+        for parameter, grad in zip(self._in_order, _views(self._grads, self._in_order), strict=True):
             parameter.grad = grad
         self._make_state()
 
@@ -57,7 +69,7 @@ class FlatAdam(th.optim.Adam):
         """Gradients are overwritten, not summed."""
 
     def _make_state(self) -> None:
-        averages, squares = (_views(part.view(-1), self._in_order) for part in (self._exp_avg, self._exp_avg_sq))
+        averages, squares = (_views(part, self._in_order) for part in (self._exp_avg, self._exp_avg_sq))
         for parameter, step, average, square in zip(self._in_order, self._steps, averages, squares, strict=True):
             self.state[parameter] = {"step": step, "exp_avg": average, "exp_avg_sq": square}
         self._first_step = self._steps[0]
@@ -72,16 +84,10 @@ class FlatAdam(th.optim.Adam):
         self._steps += 1
         beta1, beta2 = group["betas"]
         th._fused_adam_(
-            [self._flat], [self.grads], [self._exp_avg], [self._exp_avg_sq], [], [self._first_step],
+            [self._flat], [self._grads], [self._exp_avg], [self._exp_avg_sq], [], [self._first_step],
             lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
             amsgrad=False, maximize=group["maximize"],
         )  # fmt: skip
-
-    def arguments(self) -> tuple[Any, ...]:
-        """Gradients, averages, counts of steps (each (1, .)) and options, as the steps in numba take them; on the CPU."""
-        group = self.param_groups[0]
-        sign = -1.0 if group["maximize"] else 1.0
-        return *self._arrays, group["lr"], *group["betas"], group["eps"], group["weight_decay"], sign
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state of this or of torch's Adam."""
@@ -89,7 +95,7 @@ class FlatAdam(th.optim.Adam):
         loaded = [self.state[parameter] for parameter in self._in_order]
         if loaded and all(loaded):
             for flat, name in ((self._exp_avg, "exp_avg"), (self._exp_avg_sq, "exp_avg_sq")):
-                flat.copy_(th.cat([state[name].reshape(-1) for state in loaded]).view_as(flat))
+                flat.copy_(th.cat([state[name].reshape(-1) for state in loaded]))
             self._steps.fill_(float(loaded[0]["step"]))
         else:
             for flat in (self._exp_avg, self._exp_avg_sq, self._steps):

@@ -69,36 +69,69 @@ def collect_rollouts(
     Raises:
         ValueError: For phases of whole episodes with several environments.
     """
-    num_envs, normalize = env.num_envs, self._vec_normalize_env
-    num_collected_steps, num_collected_episodes = 0, 0
-    if num_envs > 1 and train_freq.unit != TrainFrequencyUnit.STEP:
-        raise ValueError(f"train_freq must be in steps with several environments, got episodes with {num_envs} environments.")
+    num_steps, num_episodes = 0, 0
+    if env.num_envs > 1 and train_freq.unit != TrainFrequencyUnit.STEP:
+        raise ValueError(f"train_freq must be in steps with several environments, got episodes with {env.num_envs} environments.")
     callback.on_rollout_start()
-    while should_collect_more_steps(train_freq, num_collected_steps, num_collected_episodes):
-        actions, buffer_actions = self._sample_action(learning_starts, action_noise, num_envs)
-        new_obs, rewards, dones, infos = env.step(actions)
-        self.num_timesteps += num_envs
-        num_collected_steps += 1
-        callback.update_locals(locals())
-        if not callback.on_step():
-            return RolloutReturn(num_collected_steps * num_envs, num_collected_episodes, continue_training=False)
-        some_done = np.count_nonzero(dones) > 0
-        if some_done or "episode" in infos[0]:
-            self._update_info_buffer(infos, dones)
-        if some_done or normalize is not None:
-            self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)
-        else:  # the next observation is what came, and the replay copies it
-            self._last_original_obs = self._last_obs
-            replay_buffer.add(self._last_obs, new_obs, buffer_actions, rewards, dones, infos)
-            self._last_obs = new_obs
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        self._on_step()
-        for idx in np.flatnonzero(dones).tolist() if some_done else ():
-            num_collected_episodes += 1
-            self._episode_num += 1
-            if action_noise is not None:
-                action_noise.reset(**({"indices": [idx]} if num_envs > 1 else {}))
-            if log_interval is not None and self._episode_num % log_interval == 0:
-                self.dump_logs()
+    while should_collect_more_steps(train_freq, num_steps, num_episodes):
+        actions, buffer_actions = self._sample_action(learning_starts, action_noise, env.num_envs)
+        num_steps += 1
+        num_done = advance(self, env, callback, replay_buffer, actions, buffer_actions, action_noise, log_interval, num_steps)
+        if num_done is None:
+            return RolloutReturn(num_steps * env.num_envs, num_episodes, continue_training=False)
+        num_episodes += num_done
     callback.on_rollout_end()
-    return RolloutReturn(num_collected_steps * num_envs, num_collected_episodes, True)
+    return RolloutReturn(num_steps * env.num_envs, num_episodes, True)
+
+
+def advance(
+    self: Any,
+    env: Any,
+    callback: BaseCallback,
+    replay_buffer: Any,
+    actions: Any,
+    buffer_actions: Any,
+    action_noise: Any,
+    log_interval: int | None,
+    num_collected_steps: int,
+) -> int | None:
+    """Take one step of the environment, and all that belongs to it.
+
+    Args:
+        self: Agent with `fast=True`.
+        env: Its environment.
+        callback: Called at the step.
+        replay_buffer: Where it goes.
+        actions: For the environment.
+        buffer_actions: For the replay.
+        action_noise: What was added to them; it is told of ends of episodes.
+        log_interval: Episodes between two writes of the log.
+        num_collected_steps: Steps of the phase, this one included; for callbacks.
+
+    Returns:
+        Episodes that ended; None if the callback ends training.
+    """
+    num_envs, normalize = env.num_envs, self._vec_normalize_env
+    new_obs, rewards, dones, infos = env.step(actions)
+    self.num_timesteps += num_envs
+    callback.update_locals(locals())
+    if not callback.on_step():
+        return None
+    num_done = int(np.count_nonzero(dones))
+    if num_done or "episode" in infos[0]:
+        self._update_info_buffer(infos, dones)
+    if num_done or normalize is not None:
+        self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)
+    else:  # the next observation is what came, and the replay copies it
+        self._last_original_obs = self._last_obs
+        replay_buffer.add(self._last_obs, new_obs, buffer_actions, rewards, dones, infos)
+        self._last_obs = new_obs
+    self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+    self._on_step()
+    for idx in np.flatnonzero(dones).tolist() if num_done else ():
+        self._episode_num += 1
+        if action_noise is not None:
+            action_noise.reset(**({"indices": [idx]} if num_envs > 1 else {}))
+        if log_interval is not None and self._episode_num % log_interval == 0:
+            self.dump_logs()
+    return num_done

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch as th
 from numpy.typing import NDArray
 
 from rlopt.agents.fast import numba_dqn, numba_mlp, numba_sac, numba_td3
@@ -30,27 +29,52 @@ class Arrays(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What a step says: how many agents took none as something was not finite, losses (S,), TD errors (S, B, 1)."""
+    """What a step says: how many agents became inactive as something was not finite, losses (S,), TD errors (S, B, 1)."""
 
     num_left_out: int
     losses: Array
     errors: Array
 
 
-def arrays_of(batch: Any, gamma: float) -> Arrays:
-    """Return a batch of torch's tensors on the CPU as one of one agent."""
-    rewards = batch.rewards.numpy()[None]
-    discounts = np.full(rewards.shape, gamma, np.float32) if batch.discounts is None else batch.discounts.numpy()[None]
-    return Arrays(
-        _flat(batch.observations.numpy()), batch.actions.numpy()[None], _flat(batch.next_observations.numpy()), rewards,
-        batch.dones.numpy()[None], discounts, batch.weights.numpy()[None],
-    )  # fmt: skip
+class Gathering:
+    """Puts the batches of S agents into arrays that are used again.
+
+    Args:
+        num: S.
+        gamma: Discount of batches without discounts of their own.
+    """
+
+    def __init__(self, num: int, gamma: float) -> None:
+        self._num, self._gamma = num, gamma
+        self._kept: dict[int, Arrays] = {}
+
+    def __call__(self, batches: Mapping[int, Any]) -> Arrays:
+        """Batches of arrays of equal size, by agent; the fields of the others are whatever is there."""
+        rows = len(next(iter(batches.values())).rewards)
+        if self._num == 1:
+            return Arrays(*(field[None] for field in self._fields(batches[0])))
+        fields = {index: self._fields(batch) for index, batch in batches.items()}
+        if rows not in self._kept:
+            shapes = next(iter(fields.values()))
+            self._kept[rows] = Arrays(*(np.zeros((self._num, *field.shape), field.dtype) for field in shapes))
+        arrays = self._kept[rows]
+        for index, parts in fields.items():
+            for array, part in zip(arrays, parts, strict=True):
+                array[index] = part
+        return arrays
+
+    def _fields(self, batch: Any) -> tuple[Array, ...]:
+        rewards = batch.rewards
+        discounts = np.full(rewards.shape, self._gamma, np.float32) if batch.discounts is None else batch.discounts
+        actions = batch.actions if batch.actions.dtype == np.float32 else batch.actions.astype(np.int64, copy=False)
+        return (
+            _flat(batch.observations), actions, _flat(batch.next_observations), rewards, batch.dones, discounts, batch.weights,
+        )  # fmt: skip
 
 
 def _flat(observations: Array) -> Array:
-    if observations.dtype != np.float32:
-        observations = observations.astype(np.float32)
-    return observations.reshape(1, len(observations), -1)
+    observations = observations.astype(np.float32, copy=False)
+    return observations.reshape(len(observations), -1)
 
 
 class _Memory:
@@ -67,7 +91,7 @@ class _Memory:
 
 
 class CompiledPolicy:
-    """Outputs of S perceptrons for a few rows each.
+    """Outputs of S perceptrons for a few rows each, computed for all.
 
     Args:
         network: Its parameters are read where they are.
@@ -93,12 +117,12 @@ class CompiledDQN:
         self._double_q, self._max_grad_norm = double_q, float(max_grad_norm)
         self._memory = _Memory(5, online.widths)
 
-    def learn(self, batch: Arrays, optimizer: tuple[Any, ...]) -> Learned:
+    def learn(self, active: Array, batch: Arrays, optimizer: tuple[Any, ...]) -> Learned:
         """Take a step with Adam; `optimizer` are its `FlatAdam.arguments`."""
         num, rows, _ = batch.rewards.shape
         losses, errors = np.empty(num, np.float32), np.empty((num, rows, 1), np.float32)
         num_left_out = numba_dqn.learn(
-            self._online, self._target, self._widths, *batch, self._double_q, self._max_grad_norm, losses, errors,
+            active, self._online, self._target, self._widths, *batch, self._double_q, self._max_grad_norm, losses, errors,
             self._memory(rows), *optimizer,
         )  # fmt: skip
         return Learned(num_left_out, losses, errors)
@@ -113,8 +137,6 @@ class CompiledTD3:
         actor_target: StackedMLP,
         critics: TwinCritics,
         critics_target: TwinCritics,
-        noise: float,
-        noise_clip: float,
     ) -> None:
         self._actor, self._actor_target, self._actor_widths = (
             actor.params.numpy(),
@@ -123,30 +145,23 @@ class CompiledTD3:
         )
         self._critics, self._critics_target = critics.params.numpy(), critics_target.params.numpy()
         self._num_critics, self._widths = critics.num_critics, np.array(critics.all.widths)
-        self._noise, self._noise_clip = noise, noise_clip
         self._memory = _Memory(5, actor.widths, critics.all.widths)
 
-    def noise(self, batch: Arrays) -> Array:
-        """Noise on target actions, from torch's generator."""
-        drawn = th.empty(batch.actions.shape).normal_(0, self._noise).clamp_(-self._noise_clip, self._noise_clip)
-        noise: Array = drawn.numpy()
-        return noise
-
-    def learn_critics(self, batch: Arrays, noise: Array, optimizer: tuple[Any, ...]) -> Learned:
+    def learn_critics(self, active: Array, batch: Arrays, noise: Array, optimizer: tuple[Any, ...]) -> Learned:
         """Take a step of the critics."""
         num, rows, _ = batch.rewards.shape
         losses, errors = np.empty(num, np.float32), np.empty((num, rows, 1), np.float32)
         num_left_out = numba_td3.learn_critics(
-            self._actor_target, self._actor_widths, self._critics, self._critics_target, self._widths, self._num_critics,
+            active, self._actor_target, self._actor_widths, self._critics, self._critics_target, self._widths, self._num_critics,
             *batch, noise, losses, errors, self._memory(rows), *optimizer,
         )  # fmt: skip
         return Learned(num_left_out, losses, errors)
 
-    def learn_actor(self, batch: Arrays, optimizer: tuple[Any, ...]) -> Learned:
+    def learn_actor(self, active: Array, batch: Arrays, optimizer: tuple[Any, ...]) -> Learned:
         """Take a step of the actor; there are no TD errors."""
         losses = np.empty(len(self._actor), np.float32)
         num_left_out = numba_td3.learn_actor(
-            self._actor, self._actor_widths, self._critics, self._num_critics, self._widths, batch.observations, losses,
+            active, self._actor, self._actor_widths, self._critics, self._num_critics, self._widths, batch.observations, losses,
             self._memory(batch.rewards.shape[1]), *optimizer,
         )  # fmt: skip
         return Learned(num_left_out, losses, losses[:0])
@@ -170,37 +185,48 @@ class CompiledSAC:
         self._num_critics, self._widths = critics.num_critics, np.array(critics.all.widths)
         self._memory = _Memory(9 + critics.num_critics, actor.network.widths, critics.all.widths)
 
-    def draw(self, batch: Arrays, noise: Array) -> Drawn:
+    def draw(self, active: Array, batch: Arrays, noise: Array) -> Drawn:
         """Draw actions with standard normal noise (S, B, A)."""
         num, rows, num_actions = noise.shape
         kept = np.empty((num, rows * int(self._actor_widths[1:].sum())), np.float32)
         drawn = Drawn(np.empty((num, rows, num_actions), np.float32), np.empty((num, rows, 1), np.float32), noise, kept)
         numba_sac.draw(
-            self._actor, self._actor_widths, batch.observations, noise, kept, drawn.actions, drawn.log_probs, self._memory(rows)
+            active,
+            self._actor,
+            self._actor_widths,
+            batch.observations,
+            noise,
+            kept,
+            drawn.actions,
+            drawn.log_probs,
+            self._memory(rows),
         )
         return drawn
 
-    def learn_critics(self, batch: Arrays, noise: Array, ent_coefs: Array, optimizer: tuple[Any, ...]) -> Learned:
+    def learn_critics(self, active: Array, batch: Arrays, noise: Array, ent_coefs: Array, optimizer: tuple[Any, ...]) -> Learned:
         """Take a step of the critics, with noise of the next actions (S, B, A) and entropy coefficients (S,)."""
         num, rows, _ = batch.rewards.shape
         losses, errors = np.empty(num, np.float32), np.empty((num, rows, 1), np.float32)
         num_left_out = numba_sac.learn_critics(
-            self._actor, self._actor_widths, self._critics, self._critics_target, self._widths, self._num_critics,
+            active, self._actor, self._actor_widths, self._critics, self._critics_target, self._widths, self._num_critics,
             *batch, noise, ent_coefs, losses, errors, self._memory(rows), *optimizer,
         )  # fmt: skip
         return Learned(num_left_out, losses, errors)
 
-    def learn_ent_coefs(self, log_ent_coefs: Array, drawn: Drawn, target_entropy: float, optimizer: tuple[Any, ...]) -> Learned:
+    def learn_ent_coefs(
+        self, active: Array, log_ent_coefs: Array, drawn: Drawn, target_entropy: float, optimizer: tuple[Any, ...]
+    ) -> Learned:
         """Take a step of the logarithms of the entropy coefficients, (S, 1); there are no TD errors."""
         losses = np.empty(len(log_ent_coefs), np.float32)
-        num_left_out = numba_sac.learn_ent_coefs(log_ent_coefs, drawn.log_probs, target_entropy, losses, *optimizer)
+        num_left_out = numba_sac.learn_ent_coefs(active, log_ent_coefs, drawn.log_probs, target_entropy, losses, *optimizer)
         return Learned(num_left_out, losses, losses[:0])
 
-    def learn_actor(self, batch: Arrays, drawn: Drawn, ent_coefs: Array, optimizer: tuple[Any, ...]) -> Learned:
+    def learn_actor(self, active: Array, batch: Arrays, drawn: Drawn, ent_coefs: Array, optimizer: tuple[Any, ...]) -> Learned:
         """Take a step of the policies for what they drew; there are no TD errors."""
         losses = np.empty(len(self._actor), np.float32)
         num_left_out = numba_sac.learn_actor(
-            self._actor, self._actor_widths, self._critics, self._num_critics, self._widths, batch.observations, drawn.noise,
+            active, self._actor, self._actor_widths, self._critics, self._num_critics, self._widths, batch.observations,
+            drawn.noise,
             drawn.actions, drawn.log_probs, drawn.kept, ent_coefs, losses, self._memory(batch.rewards.shape[1]), *optimizer,
         )  # fmt: skip
         return Learned(num_left_out, losses, losses[:0])

@@ -1,280 +1,220 @@
-"""The learning steps of DQN, TD3, DDPG and SAC in their fast form."""
+"""What the fast learning steps of all agents share: S agents of one kind learn at once, each alone with its own batches."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from rlopt.agents.fast.adam import FlatAdam, flatten
-from rlopt.agents.fast.dqn import DQNGradient
-from rlopt.agents.fast.mlp import StackedMLP
-from rlopt.agents.fast.networks import acting, check_agent, compiled_for, flat_adam, shape_of, taken_over
-from rlopt.agents.fast.sac import LOG_STD_RANGE, SACGradient, SquashedGaussian
-from rlopt.agents.fast.td3 import TD3Gradient, TwinCritics
+from rlopt.agents.fast.adam import AdamRows, FlatAdam
+from rlopt.agents.fast.networks import check_agent
 from rlopt.optim import NonFiniteError
 
 if TYPE_CHECKING:
-    from rlopt.agents.fast.compiled import Arrays, Drawn
-
-Update = tuple[th.Tensor, th.Tensor]
-"""Loss, and TD errors (B, 1)."""
+    from rlopt.agents.fast.compiled import Learned
 
 
-class FastDQN:
-    """Learning step of a `rlopt.agents.DQN`, whose Q-networks it takes over.
-
-    Raises:
-        ValueError: If the agent has no fast form.
-    """
-
-    def __init__(self, agent: Any) -> None:
-        check_agent(agent)
-        self._agent = agent
-        self.online = taken_over(agent.q_net.q_net, "the Q-network")
-        self.target = taken_over(agent.q_net_target.q_net, "the Q-network")
-        self._gradient = DQNGradient(self.online, self.target, agent.gamma, agent.double_q, agent.max_grad_norm)
-        parameters = list(agent.q_net.parameters())
-        agent.policy.optimizer = flat_adam(agent.policy.optimizer, parameters, self.online.params, self._gradient.grads)
-        compiled = compiled_for([self.online])
-        self._compiled = compiled and compiled.CompiledDQN(self.online, self.target, agent.double_q, agent.max_grad_norm)
-        self._act = acting(self.online)
-
-    def learn(self, batch: Any) -> Update | None:
-        """Take a step; returns the loss and the TD errors (B, 1), None if the step was left out."""
-        optimizer = self._agent.policy.optimizer
-        if self._compiled is None:
-            loss, errors = self._gradient(stacked(batch))
-            return (loss, errors[0]) if stepped(self._agent, optimizer, loss, self._gradient.grads, "the loss") else None
-        learned = self._compiled.learn(arrays_of(batch, self._agent.gamma), optimizer.arguments())
-        return updated(self._agent, optimizer, learned, "the loss")
-
-    def update_target(self, tau: float) -> None:
-        """Move the target network."""
-        self.target.params.lerp_(self.online.params, tau)
-
-    def explore(self, observations: NDArray[Any]) -> NDArray[np.int64]:
-        """Epsilon-greedy actions (B,), with the draws of Stable-Baselines3's."""
-        if np.random.rand() < self._agent.exploration_rate:  # noqa: NPY002
-            return np.array([self._agent.action_space.sample() for _ in range(len(observations))])
-        return np.asarray(self._act(_rows(observations)).argmax(1))
-
-
-class FastTD3:
-    """Learning step of a `rlopt.agents.TD3` or `DDPG`, whose networks it takes over.
-
-    Raises:
-        ValueError: If the agent has no fast form.
-    """
-
-    def __init__(self, agent: Any) -> None:
-        check_agent(agent)
-        self._agent = agent
-        self._arrays: Arrays
-        self.actor, self.actor_target = (taken_over(one.mu[:-1], "the actor") for one in (agent.actor, agent.actor_target))
-        self.critics, self.critics_target = (_critics(one) for one in (agent.critic, agent.critic_target))
-        networks = self.actor, self.actor_target, self.critics, self.critics_target
-        noise = agent.target_policy_noise, agent.target_noise_clip
-        self._gradient = TD3Gradient(*networks, agent.gamma, *noise)
-        for part, params, grads in (
-            (agent.actor, self.actor.params, self._gradient.actor_grads),
-            (agent.critic, self.critics.params, self._gradient.critic_grads),
-        ):
-            part.optimizer = flat_adam(part.optimizer, list(part.parameters()), params, grads)
-        compiled = compiled_for([self.actor, self.critics.all])
-        self._compiled = compiled and compiled.CompiledTD3(*networks, *noise)
-        self._act = acting(self.actor)
-
-    def learn_critics(self, batch: Any) -> Update | None:
-        """Take a step of the critics; returns their loss and the TD errors (B, 1), None if the step was left out."""
-        optimizer, of = self._agent.critic.optimizer, "the loss of the critic"
-        if self._compiled is None:
-            loss, errors = self._gradient.of_critics(stacked(batch))
-            return (loss, errors[0]) if stepped(self._agent, optimizer, loss, self._gradient.critic_grads, of) else None
-        self._arrays = arrays_of(batch, self._agent.gamma)
-        learned = self._compiled.learn_critics(self._arrays, self._compiled.noise(self._arrays), optimizer.arguments())
-        return updated(self._agent, optimizer, learned, of)
-
-    def learn_actor(self, batch: Any) -> th.Tensor | None:
-        """Take a step of the actor with the batch that the critics had; returns its loss, None if the step was left out."""
-        optimizer, of = self._agent.actor.optimizer, "the loss of the actor"
-        if self._compiled is None:
-            loss = self._gradient.of_actor(stacked(batch))
-            return loss if stepped(self._agent, optimizer, loss, self._gradient.actor_grads, of) else None
-        update = updated(self._agent, optimizer, self._compiled.learn_actor(self._arrays, optimizer.arguments()), of)
-        return None if update is None else update[0]
-
-    def update_targets(self, tau: float) -> None:
-        """Move the target networks."""
-        self.critics_target.params.lerp_(self.critics.params, tau)
-        self.actor_target.params.lerp_(self.actor.params, tau)
-
-    def explore(self, observations: NDArray[Any]) -> NDArray[np.float32]:
-        """Actions (B, A) in [-1, 1], without noise."""
-        return np.tanh(self._act(_rows(observations)))
-
-
-class FastSAC:
-    """Learning step of a `rlopt.agents.SAC`, whose networks it takes over.
-
-    Raises:
-        ValueError: If the agent has no fast form.
-    """
-
-    def __init__(self, agent: Any) -> None:
-        check_agent(agent)
-        self._agent = agent
-        self._arrays: Arrays
-        self._drawn: Drawn
-        actor = agent.actor
-        widths, activation = shape_of(actor.latent_pi[:-1], "the actor")
-        # The heads of mean and deviation become one layer.
-        in_order = [*actor.latent_pi.parameters(), actor.mu.weight, actor.log_std.weight, actor.mu.bias, actor.log_std.bias]
-        network = StackedMLP([*widths, 2 * actor.mu.out_features], 1, activation, flatten(in_order))
-        self._policy = SquashedGaussian(network)
-        self.critics, self.critics_target = (_critics(one) for one in (agent.critic, agent.critic_target))
-        self._gradient = SACGradient(self._policy, self.critics, self.critics_target, agent.gamma)
-        actor.optimizer = flat_adam(actor.optimizer, in_order, network.params, self._gradient.actor_grads)
-        parameters = list(agent.critic.parameters())
-        agent.critic.optimizer = flat_adam(agent.critic.optimizer, parameters, self.critics.params, self._gradient.critic_grads)
-        compiled = compiled_for([network, self.critics.all])
-        self._compiled = compiled and compiled.CompiledSAC(self._policy, self.critics, self.critics_target)
-        self._act = acting(network)
-        self._log_ent_coef_grad: th.Tensor | None = None
-        if agent.ent_coef_optimizer is not None:
-            self._log_ent_coef = flat = agent.log_ent_coef.detach().view(1, 1)
-            self._log_ent_coef_grad = th.zeros_like(flat)
-            agent.ent_coef_optimizer = flat_adam(agent.ent_coef_optimizer, [agent.log_ent_coef], flat, self._log_ent_coef_grad)
-
-    def explore(self, observations: NDArray[Any]) -> NDArray[np.float32]:
-        """Draw actions (B, A) in (-1, 1), with the draws of Stable-Baselines3's."""
-        if self._agent.device.type != "cpu":  # noise from the device's generator
-            rows = th.as_tensor(_rows(observations), device=self._agent.device)[None]
-            with th.no_grad():
-                return self._policy.sample(rows, "act")[0][0].cpu().numpy()
-        mean, log_std = np.split(self._act(_rows(observations)), 2, axis=1)
-        noise = th.empty(mean.shape).normal_().numpy()
-        return np.asarray(np.tanh(mean + np.exp(np.clip(log_std, *LOG_STD_RANGE)) * noise))
-
-    def draw(self, batch: Any) -> tuple[th.Tensor, th.Tensor]:
-        """Draw the policy's actions (1, B, A) for a batch, with log pi (1, B, 1); the steps that follow are those of this batch."""
-        if self._compiled is None:
-            with th.no_grad():
-                return self._policy.sample(batch.observations.unsqueeze(0))
-        self._arrays = arrays_of(batch, self._agent.gamma)
-        self._drawn = self._compiled.draw(self._arrays, _normal(self._arrays.actions.shape))
-        return th.from_numpy(self._drawn.actions), th.from_numpy(self._drawn.log_probs)
-
-    def learn_entropy_coefficient(self, log_prob: th.Tensor) -> th.Tensor | None:
-        """Take a step of the entropy coefficient; returns its loss, None if the step was left out."""
-        optimizer, of = self._agent.ent_coef_optimizer, "the loss of the entropy coefficient"
-        if self._compiled is None:
-            assert self._log_ent_coef_grad is not None
-            with th.no_grad():
-                distance = (log_prob + self._agent.target_entropy).mean()
-                loss = -(self._agent.log_ent_coef.detach() * distance)
-                self._log_ent_coef_grad.copy_(-distance)
-            return loss if stepped(self._agent, optimizer, loss, self._log_ent_coef_grad, of) else None
-        learned = self._compiled.learn_ent_coefs(
-            self._log_ent_coef.numpy(), self._drawn, self._agent.target_entropy, optimizer.arguments()
-        )
-        update = updated(self._agent, optimizer, learned, of)
-        return None if update is None else update[0]
-
-    def learn_critics(self, batch: Any, ent_coef: th.Tensor) -> Update | None:
-        """Take a step of the critics; returns their loss and the TD errors (B, 1), None if the step was left out."""
-        optimizer, of = self._agent.critic.optimizer, "the loss of the critic"
-        if self._compiled is None:
-            loss, errors = self._gradient.of_critics(stacked(batch), ent_coef.view(1, 1, 1))
-            return (loss, errors[0]) if stepped(self._agent, optimizer, loss, self._gradient.critic_grads, of) else None
-        noise = _normal(self._arrays.actions.shape)
-        learned = self._compiled.learn_critics(self._arrays, noise, ent_coef.view(1).numpy(), optimizer.arguments())
-        return updated(self._agent, optimizer, learned, of)
-
-    def learn_actor(self, batch: Any, ent_coef: th.Tensor, actions: th.Tensor, log_prob: th.Tensor) -> th.Tensor | None:
-        """Take a step of the actor from actions drawn by `draw`; returns its loss, None if the step was left out."""
-        optimizer, of = self._agent.actor.optimizer, "the loss of the actor"
-        if self._compiled is None:
-            loss = self._gradient.of_actor(stacked(batch), ent_coef.view(1, 1, 1), actions, log_prob)
-            return loss if stepped(self._agent, optimizer, loss, self._gradient.actor_grads, of) else None
-        learned = self._compiled.learn_actor(self._arrays, self._drawn, ent_coef.view(1).numpy(), optimizer.arguments())
-        update = updated(self._agent, optimizer, learned, of)
-        return None if update is None else update[0]
-
-    def update_target(self, tau: float) -> None:
-        """Move the target networks."""
-        self.critics_target.params.lerp_(self.critics.params, tau)
-
-
-class _Stacked:
-    """A batch with a leading dimension of one agent."""
+class StackedBatch:
+    """Batches of tensors of S agents: the fields of `ReplayBatch` with a leading dimension S, observations flat."""
 
     __slots__ = ("actions", "discounts", "dones", "next_observations", "observations", "rewards", "weights")
 
-    def __init__(self, batch: Any) -> None:
-        self.observations = batch.observations.float().flatten(1).unsqueeze(0)
-        self.next_observations = batch.next_observations.float().flatten(1).unsqueeze(0)
-        self.actions = batch.actions.unsqueeze(0)
-        self.rewards = batch.rewards.unsqueeze(0)
-        self.dones = batch.dones.unsqueeze(0)
-        self.weights = batch.weights.unsqueeze(0)
-        self.discounts = None if batch.discounts is None else batch.discounts.unsqueeze(0)
+    def __init__(self, batches: Sequence[Any]) -> None:
+        for name in self.__slots__:
+            parts = [getattr(batch, name) for batch in batches]
+            if name.endswith("observations"):
+                parts = [part.float().flatten(1) for part in parts]
+            setattr(self, name, None if parts[0] is None else th.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0))
 
 
-def arrays_of(batch: Any, gamma: float) -> Arrays:
-    """Return a batch as arrays with a leading dimension of one agent."""
-    from rlopt.agents.fast import compiled
+class FastLearning:
+    """Learning steps of agents of one kind, whose networks are taken over: their parameters become rows of one tensor.
 
-    return compiled.arrays_of(batch, gamma)
+    Args:
+        agents: Agents of rlopt that differ in their seeds only.
 
-
-def stacked(batch: Any) -> Any:
-    """Return a batch with a leading dimension of one agent; observations are flat."""
-    return _Stacked(batch)
-
-
-def stepped(agent: Any, optimizer: FlatAdam, loss: th.Tensor, grads: th.Tensor, of: str) -> bool:
-    """Take a step if loss and gradient are finite; otherwise leave it out or end the run, as the agent was told.
+    Attributes:
+        normals: Generators of the noise of each agent; None: torch's own.
+        uniforms: What draws whether to explore.
+        failures: Why agents stopped learning, by number; None: an error ends the run.
 
     Raises:
-        NonFiniteError: If the agent ends the run.
+        ValueError: If an agent has no fast form.
     """
-    try:
-        agent._finite.look(of, loss.sum(), th.linalg.vector_norm(grads) * 0.0, optimizer)
-    except NonFiniteError as error:
-        agent._finite.settle(error, _nothing if agent.non_finite == "skip" else None, optimizer)
-        return False
-    optimizer.take()
-    return True
+
+    def __init__(self, agents: Sequence[Any]) -> None:
+        for agent in agents:
+            check_agent(agent)
+        self.agents = list(agents)
+        self.normals: list[th.Generator | None] = [None] * len(agents)
+        self.uniforms: list[Any] = [np.random] * len(agents)
+        self.failures: dict[int, NonFiniteError] | None = None
+        self.active = np.ones(len(agents), bool)  # who takes part in the gradient step at hand
+        self._compiled: Any = None
+        self._gather: Any = None
+        self._values: list[dict[str, list[Any]]] = []
+
+    # What differs between agents
+
+    def optimizers(self, agent: Any) -> list[FlatAdam]:
+        """The optimizers of an agent."""
+        raise NotImplementedError
+
+    def update(self, batch: Any, batches: dict[int, Any], gradient_step: int) -> None:
+        """Do the gradient step of the active agents.
+
+        Args:
+            batch: `Arrays` for the steps in numba, else a `StackedBatch`.
+            batches: What was sampled, by agent.
+            gradient_step: Number in the phase.
+        """
+        raise NotImplementedError
+
+    def explore(self, observations: NDArray[Any], running: Sequence[int]) -> list[NDArray[Any]]:
+        """Actions (B, ...) of the agents `running`, without the noise of `action_noise`, for observations (S, B, ...)."""
+        raise NotImplementedError
+
+    # What does not
+
+    def train(self, gradient_steps: int, batch_size: int, running: Sequence[int] = (0,)) -> None:
+        """Do a phase of learning of some agents, as their method `train` does."""
+        for index in running:
+            agent = self.agents[index]
+            agent._begin_phase(gradient_steps)
+            agent._update_learning_rate(self.optimizers(agent))
+        self._values = [defaultdict(list) for _ in self.agents]
+        for gradient_step in range(gradient_steps):
+            batches = {index: self._sample(self.agents[index], batch_size) for index in running if not self._has_failed(index)}
+            for members in _of_equal_size(batches):
+                self.active[:] = False
+                self.active[members] = True
+                drawn = {index: batches[index] for index in members}
+                self.update(self._gather(drawn) if self._compiled else StackedBatch(self._filled(drawn)), drawn, gradient_step)
+        for index in running:
+            agent = self.agents[index]
+            agent._n_updates += gradient_steps
+            agent.logger.record("train/n_updates", agent._n_updates, exclude="tensorboard")
+            for name, values in self._values[index].items():
+                agent._record_mean(name, values)
+
+    def _sample(self, agent: Any, batch_size: int) -> Any:
+        agent._finite.begin_step()
+        replay = agent.replay_buffer
+        return (replay.sample_arrays if self._compiled else replay.sample)(batch_size, env=agent._vec_normalize_env)
+
+    def _filled(self, batches: dict[int, Any]) -> list[Any]:
+        """A batch for each agent: those that are not active get that of another, and nothing is done with it."""
+        other = next(iter(batches.values()))
+        return [batches.get(index, other) for index in range(len(self.agents))]
+
+    def _has_failed(self, index: int) -> bool:
+        return self.failures is not None and index in self.failures
+
+    def step(
+        self,
+        of: str,
+        rows: AdamRows,
+        optimizers: Sequence[FlatAdam],
+        gradient: Callable[[], tuple[th.Tensor, Any]],
+        kernel: Callable[..., Learned],
+    ) -> tuple[Any, Any]:
+        """Take a step of the active agents, those that took none are not active any more.
+
+        Args:
+            of: What the loss is called.
+            rows: Of the optimizers.
+            optimizers: Of all agents.
+            gradient: Writes the gradients and returns losses (S,) and TD errors (S, B, 1) or something else.
+            kernel: Does this and the step, in numba, for the arguments of the optimizer.
+
+        Returns:
+            Losses and TD errors.
+
+        Raises:
+            NonFiniteError: If loss or gradient of an agent is not finite, and an error ends the run.
+        """
+        before = self.active.copy()
+        if self._compiled is None:
+            losses, errors = gradient()
+            for index in np.flatnonzero(before).tolist():
+                self.active[index] = self._is_finite(index, optimizers[index], losses[index], rows.grads[index], of)
+                if self.active[index]:
+                    optimizers[index].take()
+            return losses, errors
+        learned = kernel(rows.arguments(optimizers[0].param_groups[0]))
+        if learned.num_left_out:
+            for index in np.flatnonzero(before & ~self.active).tolist():
+                self._is_finite(index, optimizers[index], th.tensor(learned.losses[index]), rows.grads[index], of)
+        return learned.losses, learned.errors
+
+    def _is_finite(self, index: int, optimizer: FlatAdam, loss: th.Tensor, grads: th.Tensor, of: str) -> bool:
+        """Look at a loss and its gradient; what is not finite is left out or ends the run, as the agent was told."""
+        agent = self.agents[index]
+        try:
+            agent._finite.look(of, loss, th.linalg.vector_norm(grads) * 0.0, optimizer)
+        except NonFiniteError as error:
+            try:
+                agent._finite.settle(error, _nothing if agent.non_finite == "skip" else None, optimizer)
+            except NonFiniteError as final:
+                if self.failures is None:
+                    raise
+                self.failures[index] = final
+            return False
+        return True
+
+    def note(self, name: str, losses: Any) -> None:
+        """Keep the losses of the active agents for their logs."""
+        for index in np.flatnonzero(self.active).tolist():
+            self._values[index][name].append(losses[index])
+
+    def report(self, batches: dict[int, Any], errors: Any) -> None:
+        """Give the replays of the active agents their TD errors (S, B, 1)."""
+        for index in np.flatnonzero(self.active).tolist():
+            self.agents[index]._report(batches[index], errors[index])
+
+    def normal_of(self, like: Any, scale: float = 1.0, clip: float | None = None) -> Any:
+        """Normal noise like actions (S, B, A), that of each agent from its own generator; zeros for those that are not active.
+
+        Args:
+            like: What has its shape.
+            scale: Standard deviation.
+            clip: Bound of its absolute value; None: none.
+
+        Returns:
+            An array for the steps in numba, else a tensor.
+        """
+        noise = th.zeros(like.shape, device=self.agents[0].device)
+        for index in np.flatnonzero(self.active).tolist():
+            noise[index].normal_(0, scale, generator=self.normals[index])
+        if clip is not None:
+            noise.clamp_(-clip, clip)
+        return noise.numpy() if self._compiled else noise
+
+    def move(self, targets: th.Tensor, params: th.Tensor, tau: float) -> None:
+        """Move the target networks (S, n) of the active agents."""
+        if self.active.all():
+            targets.lerp_(params, tau)
+            return
+        for index in np.flatnonzero(self.active).tolist():
+            targets[index].lerp_(params[index], tau)
 
 
-def updated(agent: Any, optimizer: FlatAdam, learned: Any, of: str) -> Update | None:
-    """Return the loss and the TD errors (B, 1) of a compiled step; None if it took none, as something was not finite.
-
-    Raises:
-        NonFiniteError: If the agent ends the run then.
-    """
-    if learned.num_left_out:
-        stepped(agent, optimizer, th.from_numpy(learned.losses), optimizer.grads, of)
-        return None
-    return th.from_numpy(learned.losses), th.from_numpy(learned.errors)[:1].squeeze(0)
+def _of_equal_size(batches: dict[int, Any]) -> list[list[int]]:
+    """Numbers of agents whose batches have the same size."""
+    groups: dict[int, list[int]] = {}
+    for index, batch in batches.items():
+        groups.setdefault(len(batch.rewards), []).append(index)
+    return list(groups.values())
 
 
 def _nothing() -> None:
     """Nothing has to be undone: the step comes after the look."""
 
 
-def _normal(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    drawn: NDArray[np.float32] = th.empty(shape).normal_().numpy()
-    return drawn
-
-
-def _critics(critic: Any) -> TwinCritics:
-    widths, activation = shape_of(critic.q_networks[0], "the critic")
-    return TwinCritics(flatten(list(critic.parameters())), widths, activation, len(critic.q_networks))
-
-
-def _rows(observations: NDArray[Any]) -> NDArray[np.float32]:
-    return np.asarray(observations, np.float32).reshape(len(observations), -1)
+def flat_rows(observations: NDArray[Any]) -> NDArray[np.float32]:
+    """Observations (S, B, ...) as float32 (S, B, o)."""
+    return np.asarray(observations, np.float32).reshape(*observations.shape[:2], -1)

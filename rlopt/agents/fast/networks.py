@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from rlopt.agents.fast.adam import FlatAdam, flatten
+from rlopt.agents.fast.adam import AdamRows, FlatAdam, flatten
 from rlopt.agents.fast.mlp import Activation, StackedMLP, widths_and_activation
+from rlopt.agents.fast.td3 import TwinCritics
 
 
 def check_agent(agent: Any) -> None:
@@ -55,19 +56,27 @@ def shape_of(network: nn.Module, name: str) -> tuple[list[int], Activation]:
     return found
 
 
-def flat_adam(optimizer: th.optim.Optimizer, in_order: Sequence[nn.Parameter], flat: th.Tensor, grads: th.Tensor) -> FlatAdam:
-    """Return what takes the place of an agent's Adam.
+def flat_adams(
+    optimizers: Sequence[th.optim.Optimizer], in_order: Sequence[Sequence[nn.Parameter]], flat: th.Tensor, grads: th.Tensor
+) -> tuple[AdamRows, list[FlatAdam]]:
+    """Return what takes the place of the Adams of S agents, whose parameters are the rows of `flat` (see `flatten`).
 
     Raises:
-        ValueError: If it is another optimizer, or one with options that the fused step does not have.
+        ValueError: If one is another optimizer, or one with options that the fused step does not have.
     """
-    group = optimizer.param_groups[0]
-    others = [name for name in ("amsgrad", "capturable", "differentiable") if group.get(name)]
-    if type(optimizer) not in (th.optim.Adam, FlatAdam) or len(optimizer.param_groups) > 1 or others:
-        found = others[0] if others else type(optimizer).__name__
-        raise ValueError(f"fast=True needs torch's Adam, got {found}: drop fast, or choose optimizer='adam'.")
-    options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")}
-    return FlatAdam(group["params"], in_order, flat, grads, **options)
+    rows, adams = AdamRows(flat, grads, len(in_order[0])), []
+    for index, (optimizer, parameters) in enumerate(zip(optimizers, in_order, strict=True)):
+        group = optimizer.param_groups[0]
+        others = [name for name in ("amsgrad", "capturable", "differentiable") if group.get(name)]
+        if type(optimizer) not in (th.optim.Adam, FlatAdam) or len(optimizer.param_groups) > 1 or others:
+            found = others[0] if others else type(optimizer).__name__
+            raise ValueError(f"fast=True needs torch's Adam, got {found}: drop fast, or choose optimizer='adam'.")
+        options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")}
+        adam = FlatAdam(group["params"], parameters, rows, index, **options)
+        if optimizer.state:
+            adam.load_state_dict(optimizer.state_dict())
+        adams.append(adam)
+    return rows, adams
 
 
 def compiled_for(networks: Sequence[StackedMLP]) -> Any:
@@ -92,15 +101,15 @@ def compiled_for(networks: Sequence[StackedMLP]) -> Any:
 
 
 def acting(network: StackedMLP) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Return what computes the outputs (B, out) of one network for a few rows (B, in) soonest."""
+    """Return what computes the outputs (S, B, out) of S networks for a few rows (S, B, in) soonest."""
     compiled = compiled_for([network])
     if compiled is not None:
-        policy = compiled.CompiledPolicy(network)
-        return lambda rows: policy(rows[None])[0]
+        policy: Callable[[NDArray[np.float32]], NDArray[np.float32]] = compiled.CompiledPolicy(network)
+        return policy
     device = network.params.device
-    if device.type == "cpu":
+    if device.type == "cpu" and network.num == 1:
         return NumpyPolicy(network)
-    return lambda rows: network.forward(th.as_tensor(rows, device=device)[None], "act")[0].cpu().numpy()
+    return lambda rows: network.forward(th.as_tensor(rows, device=device), "act").cpu().numpy()
 
 
 class NumpyPolicy:
@@ -116,7 +125,8 @@ class NumpyPolicy:
         self._is_relu = mlp.activation == "relu"
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Outputs (B, out) of inputs (B, in)."""
+        """Outputs (1, B, out) of inputs (1, B, in)."""
+        x = x[0]
         *hidden, (weight, bias) = self._layers
         for inner, shift in hidden:
             x = np.dot(x, inner)
@@ -127,10 +137,17 @@ class NumpyPolicy:
                 np.tanh(x, out=x)
         out: NDArray[np.float32] = np.dot(x, weight)
         out += bias
-        return out
+        return out[None]
 
 
-def taken_over(network: nn.Module, name: str) -> StackedMLP:
-    """Return a perceptron whose parameters are those of a network, which become views of one tensor."""
-    widths, activation = shape_of(network, name)
-    return StackedMLP(widths, 1, activation, flatten(list(network.parameters())))
+def taken_over(networks: Sequence[nn.Module], name: str) -> StackedMLP:
+    """Return the perceptrons of S agents as one stack; their parameters become views of its tensor."""
+    widths, activation = shape_of(networks[0], name)
+    return StackedMLP(widths, len(networks), activation, flatten([list(network.parameters()) for network in networks]))
+
+
+def critics_taken_over(critics: Sequence[Any]) -> TwinCritics:
+    """Return the critics of S agents as one stack; their parameters become views of its tensor."""
+    widths, activation = shape_of(critics[0].q_networks[0], "the critic")
+    params = flatten([list(critic.parameters()) for critic in critics])
+    return TwinCritics(params, widths, activation, len(critics[0].q_networks))

@@ -11,6 +11,7 @@ from numba import types
 
 from rlopt.agents.fast.numba_mlp import (
     ACTIONS,
+    ACTIVE,
     ADAM,
     BATCHES,
     OPTIONS,
@@ -28,24 +29,26 @@ from rlopt.agents.fast.numba_mlp import (
 
 @numba.njit(
     types.int64(
-        ROWS, ROWS, WIDTHS, BATCHES, ACTIONS, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, types.boolean, REAL, VECTOR, BATCHES,
+        ACTIVE, ROWS, ROWS, WIDTHS, BATCHES, ACTIONS, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, types.boolean, REAL,
+        VECTOR, BATCHES,
         ROWS, *ADAM,
     ),
     **OPTIONS,
 )  # fmt: skip
 def learn(
-    online: Any, target: Any, widths: Any, observations: Any, actions: Any, next_observations: Any, rewards: Any, dones: Any,
+    active: Any, online: Any, target: Any, widths: Any, observations: Any, actions: Any, next_observations: Any,
+    rewards: Any, dones: Any,
     discounts: Any, weights: Any, double_q: bool, max_grad_norm: float, losses: Any, errors: Any, memory: Any,
     grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, sign: float,
 ) -> int:  # fmt: skip
     """Take a step of S Q-networks, each on a batch of its own; see `DQNGradient` for the arguments.
 
-    Writes the losses (S,), the TD errors (S, B, 1) and the gradients (S, n). `memory` (5, at least B times the sum of widths) is
-    scratch.
+    Those that are not `active` (S,) take none, nor do those whose loss or gradient is not finite: they become inactive. Writes
+    the losses (S,), the TD errors (S, B, 1) and the gradients (S, n). `memory` (5, at least B times the sum of widths) is scratch.
 
     Returns:
-        How many took no step, as loss or gradient was not finite.
+        How many became inactive.
     """
     num, rows, size = observations.shape
     num_actions, num_left_out = widths[-1], 0
@@ -53,6 +56,8 @@ def learn(
     x = memory[3, : rows * size].reshape(rows, size)
     grad = memory[4, : rows * num_actions].reshape(rows, num_actions)
     for s in range(num):
+        if not active[s]:
+            continue
         x[:] = next_observations[s]
         next_q = forward(target[s], widths, x, kept_next)
         if double_q:
@@ -85,6 +90,7 @@ def learn(
         backward(online[s], widths, x, kept, grad, grads[s], scratch, True, False)
         size_of_grad = norm(grads[s])
         if not (math.isfinite(losses[s]) and math.isfinite(size_of_grad)):
+            active[s] = False
             num_left_out += 1
             continue
         clip(grads[s], size_of_grad, max_grad_norm)

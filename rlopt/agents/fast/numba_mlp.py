@@ -30,6 +30,7 @@ ROWS = types.float32[:, ::1]  # of S networks or agents
 BATCHES = types.float32[:, :, :]  # of S agents, any strides
 ACTIONS = types.int64[:, :, :]
 WIDTHS = types.int64[::1]
+ACTIVE = types.boolean[::1]  # which of S agents take a step
 REAL = types.float64
 
 
@@ -99,10 +100,7 @@ def backward(params: Any, widths: Any, x: Any, kept: Any, grad: Any, grads: Any,
 @compiled
 def norm(grads: Any) -> float:
     """Euclidean norm of a vector."""
-    total = np.float32(0.0)
-    for grad in grads:
-        total += grad * grad
-    return math.sqrt(total)
+    return math.sqrt(np.dot(grads, grads))
 
 
 @compiled

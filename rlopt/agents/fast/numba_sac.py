@@ -10,7 +10,21 @@ import numpy as np
 from numba import types
 
 from rlopt.agents.fast.numba_critics import critic_gradient, joined, smallest_values
-from rlopt.agents.fast.numba_mlp import ADAM, BATCHES, OPTIONS, REAL, ROWS, VECTOR, WIDTHS, adam, backward, compiled, forward, norm
+from rlopt.agents.fast.numba_mlp import (
+    ACTIVE,
+    ADAM,
+    BATCHES,
+    OPTIONS,
+    REAL,
+    ROWS,
+    VECTOR,
+    WIDTHS,
+    adam,
+    backward,
+    compiled,
+    forward,
+    norm,
+)
 
 LOG_STD_RANGE = (-20.0, 2.0)  # as in Stable-Baselines3
 EPSILON = 1e-6  # in the logarithm of the derivative of tanh, as there
@@ -40,25 +54,30 @@ def _draw(actor: Any, widths: Any, x: Any, noise: Any, kept: Any, actions: Any, 
             log_probs[i, 0] += np.float32(-0.5) * noise[i, j] * noise[i, j] - log_std - _HALF_LOG_2_PI - np.log(room)
 
 
-@numba.njit(types.void(ROWS, WIDTHS, BATCHES, BATCHES, ROWS, BATCHES, BATCHES, ROWS), **OPTIONS)
-def draw(actor: Any, widths: Any, observations: Any, noise: Any, kept: Any, actions: Any, log_probs: Any, memory: Any) -> None:
+@numba.njit(types.void(ACTIVE, ROWS, WIDTHS, BATCHES, BATCHES, ROWS, BATCHES, BATCHES, ROWS), **OPTIONS)
+def draw(
+    active: Any, actor: Any, widths: Any, observations: Any, noise: Any, kept: Any, actions: Any, log_probs: Any, memory: Any
+) -> None:
     """Draw actions (S, B, A) and log pi (S, B, 1) of S actors; `kept` (S, .) is for `learn_actor`, `noise` standard normal."""
     num, rows, size = observations.shape
     x = memory[3, : rows * size].reshape(rows, size)
     for s in range(num):
+        if not active[s]:
+            continue
         x[:] = observations[s]
         _draw(actor[s], widths, x, noise[s], kept[s], actions[s], log_probs[s])
 
 
 @numba.njit(
     types.int64(
-        ROWS, WIDTHS, ROWS, ROWS, WIDTHS, types.int64, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES,
+        ACTIVE, ROWS, WIDTHS, ROWS, ROWS, WIDTHS, types.int64, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES,
+        BATCHES,
         VECTOR, VECTOR, BATCHES, ROWS, *ADAM,
     ),
     **OPTIONS,
 )  # fmt: skip
 def learn_critics(
-    actor: Any, actor_widths: Any, critics: Any, critics_target: Any, widths: Any, num_critics: int, observations: Any,
+    active: Any, actor: Any, actor_widths: Any, critics: Any, critics_target: Any, widths: Any, num_critics: int, observations: Any,
     actions: Any, next_observations: Any, rewards: Any, dones: Any, discounts: Any, weights: Any, noise: Any, ent_coefs: Any,
     losses: Any, errors: Any, memory: Any, grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, sign: float,
@@ -73,6 +92,8 @@ def learn_critics(
     next_actions = memory[5, : rows * num_actions].reshape(rows, num_actions)
     log_probs = memory[6, :rows].reshape(rows, 1)
     for s in range(num):
+        if not active[s]:
+            continue
         x = memory[3, : rows * size].reshape(rows, size)
         x[:] = next_observations[s]
         _draw(actor[s], actor_widths, x, noise[s], memory[0], next_actions, log_probs)
@@ -86,18 +107,20 @@ def learn_critics(
         if math.isfinite(losses[s]) and math.isfinite(norm(grads[s])):
             adam(critics[s], grads[s], exp_avg[s], exp_avg_sq[s], steps[s], lr, beta1, beta2, eps, weight_decay, sign)
         else:
+            active[s] = False
             num_left_out += 1
     return num_left_out
 
 
 @numba.njit(
     types.int64(
-        ROWS, WIDTHS, ROWS, types.int64, WIDTHS, BATCHES, BATCHES, BATCHES, BATCHES, ROWS, VECTOR, VECTOR, ROWS, *ADAM,
+        ACTIVE, ROWS, WIDTHS, ROWS, types.int64, WIDTHS, BATCHES, BATCHES, BATCHES, BATCHES, ROWS, VECTOR, VECTOR, ROWS, *ADAM,
     ),
     **OPTIONS,
 )  # fmt: skip
 def learn_actor(
-    actor: Any, actor_widths: Any, critics: Any, num_critics: int, widths: Any, observations: Any, noise: Any, actions: Any,
+    active: Any, actor: Any, actor_widths: Any, critics: Any, num_critics: int, widths: Any, observations: Any, noise: Any,
+    actions: Any,
     log_probs: Any, kept: Any, ent_coefs: Any, losses: Any, memory: Any, grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, sign: float,
 ) -> int:  # fmt: skip
@@ -115,6 +138,8 @@ def learn_actor(
     smallest = memory[8, :rows]
     num_kept = rows * widths[1:].sum()
     for s in range(num):
+        if not active[s]:
+            continue
         both = joined(observations[s], actions[s], memory[3])
         for c in range(num_critics):
             values = forward(critics[s, c * length : (c + 1) * length], widths, both, memory[9 + c])
@@ -155,18 +180,22 @@ def learn_actor(
         if math.isfinite(losses[s]) and math.isfinite(norm(grads[s])):
             adam(actor[s], grads[s], exp_avg[s], exp_avg_sq[s], steps[s], lr, beta1, beta2, eps, weight_decay, sign)
         else:
+            active[s] = False
             num_left_out += 1
     return num_left_out
 
 
-@numba.njit(types.int64(ROWS, BATCHES, REAL, VECTOR, *ADAM), **OPTIONS)
+@numba.njit(types.int64(ACTIVE, ROWS, BATCHES, REAL, VECTOR, *ADAM), **OPTIONS)
 def learn_ent_coefs(
-    log_ent_coefs: Any, log_probs: Any, target_entropy: float, losses: Any, grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
+    active: Any, log_ent_coefs: Any, log_probs: Any, target_entropy: float, losses: Any, grads: Any, exp_avg: Any,
+    exp_avg_sq: Any, steps: Any,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, sign: float,
 ) -> int:  # fmt: skip
     """Take a step of the logarithms (S, 1) of S entropy coefficients."""
     num_left_out = 0
     for s in range(len(log_ent_coefs)):
+        if not active[s]:
+            continue
         total = 0.0
         for i in range(log_probs.shape[1]):
             total += log_probs[s, i, 0] + target_entropy
@@ -176,5 +205,6 @@ def learn_ent_coefs(
         if math.isfinite(losses[s]):
             adam(log_ent_coefs[s], grads[s], exp_avg[s], exp_avg_sq[s], steps[s], lr, beta1, beta2, eps, weight_decay, sign)
         else:
+            active[s] = False
             num_left_out += 1
     return num_left_out

@@ -10,23 +10,27 @@ import numpy as np
 from numba import types
 
 from rlopt.agents.fast.numba_critics import critic_gradient, joined, smallest_values
-from rlopt.agents.fast.numba_mlp import ADAM, BATCHES, OPTIONS, ROWS, VECTOR, WIDTHS, adam, backward, forward, norm
+from rlopt.agents.fast.numba_mlp import ACTIVE, ADAM, BATCHES, OPTIONS, ROWS, VECTOR, WIDTHS, adam, backward, forward, norm
 
 
 @numba.njit(
     types.int64(
-        ROWS, WIDTHS, ROWS, ROWS, WIDTHS, types.int64, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES,
+        ACTIVE, ROWS, WIDTHS, ROWS, ROWS, WIDTHS, types.int64, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES,
+        BATCHES,
         VECTOR, BATCHES, ROWS, *ADAM,
     ),
     **OPTIONS,
 )  # fmt: skip
 def learn_critics(
-    actor_target: Any, actor_widths: Any, critics: Any, critics_target: Any, widths: Any, num_critics: int, observations: Any,
+    active: Any, actor_target: Any, actor_widths: Any, critics: Any, critics_target: Any, widths: Any, num_critics: int,
+    observations: Any,
     actions: Any, next_observations: Any, rewards: Any, dones: Any, discounts: Any, weights: Any, noise: Any, losses: Any,
     errors: Any, memory: Any, grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, sign: float,
 ) -> int:  # fmt: skip
     """Take a step of the critics of S agents, each on a batch of its own; see `TD3Gradient.of_critics`.
+
+    Those that are not `active` (S,) take none, nor do those whose loss or gradient is not finite: they become inactive.
 
     Actors (S, m) are without the tanh at their end, the C critics of an agent are one row (S, C n). Of a batch come observations
     (S, B, o), actions and so on, and noise on the target actions, clipped already, (S, B, a). Losses (S,), TD errors (S, B, 1)
@@ -34,12 +38,14 @@ def learn_critics(
     at least B times the sum of widths of all networks.
 
     Returns:
-        How many took no step, as loss or gradient was not finite.
+        How many became inactive.
     """
     num, rows, size = observations.shape
     num_left_out = 0
     targets = memory[4, :rows].reshape(rows, 1)
     for s in range(num):
+        if not active[s]:
+            continue
         x = memory[3, : rows * size].reshape(rows, size)
         x[:] = next_observations[s]
         next_actions = forward(actor_target[s], actor_widths, x, memory[0])
@@ -56,13 +62,15 @@ def learn_critics(
         if math.isfinite(losses[s]) and math.isfinite(norm(grads[s])):
             adam(critics[s], grads[s], exp_avg[s], exp_avg_sq[s], steps[s], lr, beta1, beta2, eps, weight_decay, sign)
         else:
+            active[s] = False
             num_left_out += 1
     return num_left_out
 
 
-@numba.njit(types.int64(ROWS, WIDTHS, ROWS, types.int64, WIDTHS, BATCHES, VECTOR, ROWS, *ADAM), **OPTIONS)
+@numba.njit(types.int64(ACTIVE, ROWS, WIDTHS, ROWS, types.int64, WIDTHS, BATCHES, VECTOR, ROWS, *ADAM), **OPTIONS)
 def learn_actor(
-    actor: Any, actor_widths: Any, critics: Any, num_critics: int, widths: Any, observations: Any, losses: Any, memory: Any,
+    active: Any, actor: Any, actor_widths: Any, critics: Any, num_critics: int, widths: Any, observations: Any, losses: Any,
+    memory: Any,
     grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, sign: float,
 ) -> int:  # fmt: skip
@@ -72,6 +80,8 @@ def learn_actor(
     num_actions, num_left_out = actor_widths[-1], 0
     x = memory[4, : rows * size].reshape(rows, size)
     for s in range(num):
+        if not active[s]:
+            continue
         x[:] = observations[s]
         actions = forward(actor[s], actor_widths, x, memory[0])
         for i in range(rows):
@@ -93,5 +103,6 @@ def learn_actor(
         if math.isfinite(losses[s]) and math.isfinite(norm(grads[s])):
             adam(actor[s], grads[s], exp_avg[s], exp_avg_sq[s], steps[s], lr, beta1, beta2, eps, weight_decay, sign)
         else:
+            active[s] = False
             num_left_out += 1
     return num_left_out

@@ -25,16 +25,16 @@ class SquashedGaussian:
         self.network = network
         self._drawn: dict[str, tuple[th.Tensor, ...]] = {}
 
-    def sample(self, observations: th.Tensor, slot: str = "") -> tuple[th.Tensor, th.Tensor]:
-        """Draw actions (S, B, A) and return them with log pi (S, B, 1)."""
+    @th.no_grad()
+    def sample(self, observations: th.Tensor, noise: th.Tensor, slot: str = "") -> tuple[th.Tensor, th.Tensor]:
+        """Return the actions (S, B, A) of standard normal noise with log pi (S, B, 1)."""
         mean, raw = self.network.forward(observations, slot).chunk(2, dim=2)
         log_std = raw.clamp(*LOG_STD_RANGE)
-        noise = th.empty_like(mean).normal_()
         spread = log_std.exp().mul_(noise)
         actions = (mean + spread).tanh_()
         room = (1 - actions * actions).add_(_EPSILON)
         self._drawn[slot] = (actions, raw, spread, room)
-        parts = noise.square_().mul_(-0.5).sub_(log_std).sub_(0.5 * math.log(2 * math.pi)).sub_(room.log())
+        parts = noise.square().mul_(-0.5).sub_(log_std).sub_(0.5 * math.log(2 * math.pi)).sub_(room.log())
         return actions, parts.sum(2, keepdim=True)
 
     def backward(self, action_grad: th.Tensor, log_prob_grad: th.Tensor, grads: th.Tensor, slot: str = "") -> None:
@@ -75,13 +75,15 @@ class SACGradient:
         self.actor_grads = th.zeros_like(actor.network.params)
 
     @th.no_grad()
-    def of_critics(self, batch: Any, ent_coef: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def of_critics(self, batch: Any, ent_coef: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Write the critics' gradients of a batch with a leading dimension S; `ent_coef` (S, 1, 1).
+
+        `noise` is that of the next actions (S, B, A), standard normal.
 
         Returns:
             Loss of each agent (S,), and the TD errors with the smallest value (S, B, 1).
         """
-        next_actions, next_log_prob = self.actor.sample(batch.next_observations, "next")
+        next_actions, next_log_prob = self.actor.sample(batch.next_observations, noise, "next")
         target = self.critics_target(batch.next_observations, next_actions).amin(1)
         target.sub_(next_log_prob.mul_(ent_coef))
         discounts = self.gamma if batch.discounts is None else batch.discounts

@@ -55,8 +55,6 @@ class TD3Gradient:
         critics: Of each agent.
         critics_target: Their target networks.
         gamma: Discount of batches without discounts of their own.
-        noise: Standard deviation of the noise on target actions.
-        noise_clip: Bound of its absolute value.
 
     Attributes:
         critic_grads: (S, C n), of the last call of `of_critics`.
@@ -70,22 +68,19 @@ class TD3Gradient:
         critics: TwinCritics,
         critics_target: TwinCritics,
         gamma: float,
-        noise: float,
-        noise_clip: float,
     ) -> None:
         self.actor, self.actor_target, self.critics, self.critics_target = actor, actor_target, critics, critics_target
-        self.gamma, self.noise, self.noise_clip = gamma, noise, noise_clip
+        self.gamma = gamma
         self.critic_grads = th.zeros_like(critics.all.params).view(actor.num, -1)
         self.actor_grads = th.zeros_like(actor.params)
 
     @th.no_grad()
-    def of_critics(self, batch: Any) -> tuple[th.Tensor, th.Tensor]:
-        """Write the critics' gradients of a batch with a leading dimension S.
+    def of_critics(self, batch: Any, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Write the critics' gradients of a batch with a leading dimension S, with noise on the target actions (S, B, a).
 
         Returns:
             Loss of each agent (S,), and the TD errors with the smallest value (S, B, 1).
         """
-        noise = th.empty_like(batch.actions).normal_(0, self.noise).clamp_(-self.noise_clip, self.noise_clip)
         next_actions = self.actor_target.forward(batch.next_observations).tanh_().add_(noise).clamp_(-1, 1)
         target = self.critics_target(batch.next_observations, next_actions).amin(1)
         discounts = self.gamma if batch.discounts is None else batch.discounts
