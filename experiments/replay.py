@@ -84,7 +84,7 @@ class ReplayStudy:
     fast: bool = False
     """Whether agents learn and act in their fast form: the same up to rounding, in less time; for perceptrons on vectors."""
     stack_seeds: int = 1
-    """Seeds of a replay and environment that one process trains together, > 0; needs and implies --fast."""
+    """Seeds of a replay and environment that one process trains together, > 0; needs --fast and implies it."""
     tuning: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
     """Search of the learning rate and of the main options of each replay"""
     options: Annotated[AgentOptions, arg(name="")] = field(default_factory=AgentOptions)

@@ -3,19 +3,23 @@
 import csv
 import signal
 import subprocess
+import time
 
 import pytest
 from commands_of_studies import kill_all, run, start, wait_for
+from folders import write_run
 from stacked import PLACE
 
-from rlopt.study import StackedRunsError, Task
+from rlopt.study import Recorder, StackedRunsError, Task, provenance
 from rlopt.study.events import OUTCOME
 from rlopt.study.files import read_json, write_json
 from rlopt.study.grid import expand, groups_of, name_of, part_of
 from rlopt.study.launchers import Slurm
 from rlopt.study.launchers.environment import worker_command, worker_environment
 from rlopt.study.locks import lock_run
-from rlopt.study.runs import read_evaluations, read_manifest, read_status
+from rlopt.study.record import update_study
+from rlopt.study.results import read_results
+from rlopt.study.runs import read_evaluations, read_live, read_manifest, read_status, update_manifest
 from rlopt.study.worker import TAKEN
 
 ONE = {"variants": {"v": {"level": 1.0}}}
@@ -196,6 +200,22 @@ def test_cpu_seconds_are_shared_equally(tmp_path):
         assert 0.5 <= read_manifest(folder)["cpu_seconds"] < 0.95  # half of more than a second
         with (folder / "resources.csv").open(newline="") as file:
             assert 0.5 <= float(list(csv.DictReader(file))[-1]["cpu_seconds"]) < 2.0
+
+
+def test_a_recorder_tells_the_share_of_its_run(tmp_path):
+    update_manifest(tmp_path, runs_in_process=50)
+    Recorder(tmp_path).progress(1)
+    assert read_live(tmp_path).cpu_seconds == pytest.approx(time.process_time() / 50, abs=0.1)
+
+
+def test_the_report_says_that_runs_shared_a_process(tmp_path):
+    update_study(tmp_path, [Task("t", total_steps=200)], ["a"], None, "x")
+    for seed in range(3):
+        write_run(tmp_path, "t", "a", seed, [1.0], runs_in_process=1 if seed == 0 else 2)
+    assert " 2 of the runs shared a process with others: their CPU seconds" in provenance.cost(read_results(tmp_path))[1].text
+    update_manifest(tmp_path / "t" / "a" / "seed_1", runs_in_process=1)
+    update_manifest(tmp_path / "t" / "a" / "seed_2", status="failed")
+    assert "shared a process" not in provenance.cost(read_results(tmp_path))[1].text
 
 
 def test_groups_by_hand(tmp_path):
