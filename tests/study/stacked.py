@@ -85,6 +85,7 @@ def spends_cpu(configs, seeds, folders):
     while time.process_time() < end:
         pass
     together(configs, seeds, folders)
+    (folders[0].parents[2] / "cpu.txt").write_text(str(time.process_time()))
 
 
 def blocks_the_first(configs, seeds, folders):

@@ -1,25 +1,31 @@
 """Several seeds of one task and variant in one process."""
 
+import contextlib
 import csv
 import signal
 import subprocess
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from commands_of_studies import kill_all, run, start, wait_for
 from folders import write_run
+from rich.console import Console
 from stacked import PLACE
 
 from rlopt.study import Recorder, StackedRunsError, Task, provenance
+from rlopt.study.display import make_display
 from rlopt.study.events import OUTCOME
 from rlopt.study.files import read_json, write_json
 from rlopt.study.grid import expand, groups_of, name_of, part_of
-from rlopt.study.launchers import Slurm
+from rlopt.study.launchers import Ended, Slurm
 from rlopt.study.launchers.environment import worker_command, worker_environment
 from rlopt.study.locks import lock_run
 from rlopt.study.record import update_study
 from rlopt.study.results import read_results
-from rlopt.study.runs import read_evaluations, read_live, read_manifest, read_status, update_manifest
+from rlopt.study.runs import announce, read_evaluations, read_live, read_manifest, read_status, update_manifest
+from rlopt.study.schedule import Schedule
 from rlopt.study.worker import TAKEN
 
 ONE = {"variants": {"v": {"level": 1.0}}}
@@ -122,6 +128,11 @@ def test_an_error_of_the_function_itself_fails_the_group(tmp_path, function, err
         assert read_status(place(tmp_path, seed)) == "failed"
         assert read_manifest(place(tmp_path, seed))["error"] == error
         assert (place(tmp_path, seed) / "error.txt").exists()
+        (place(tmp_path, seed) / "progress.csv").write_text("old")
+    assert stacked(tmp_path, seeds=2, **ONE) == 0  # each folder is emptied
+    for seed in range(2):
+        assert not (place(tmp_path, seed) / "error.txt").exists()
+        assert not (place(tmp_path, seed) / "progress.csv").exists()
 
 
 def test_an_outcome_that_cannot_be_written_does_not_harm_the_other_runs(tmp_path):
@@ -193,13 +204,76 @@ def test_a_group_of_which_another_process_holds_a_run_is_left_alone(tmp_path):
     assert [read_manifest(folder).get("attempts") for folder in folders] == [1, 1, 2]
 
 
+def test_a_run_that_somebody_else_works_on_is_left_out_and_done_later(tmp_path):
+    held = lock_run(place(tmp_path, 1))
+    held.__enter__()
+    threading.Timer(2.0, held.__exit__, (None, None, None)).start()
+    assert stacked(tmp_path, seeds=3, **ONE) == 0
+    assert groups(tmp_path) == ["v 0 2"]
+    assert scores(place(tmp_path, 1))[-1] == (10, 2.0)
+
+
+class Fake:
+    """A process that has ended in some way, or goes on."""
+
+    def __init__(self, ended):
+        self.ended = ended
+
+    def poll(self):
+        return self.ended
+
+
+def schedule(runs, begin, display):
+    for run_ in runs:
+        announce(run_)
+    return Schedule(runs, begin, "f", "c", stacked_function="g", stack_seeds=20, jobs=1, retries=0, display=display)
+
+
+def test_a_group_that_came_too_late_is_asked_for_again(tmp_path):
+    started = []
+
+    def begin(arguments):
+        started.append(arguments)
+        return Fake(Ended(TAKEN))
+
+    runs = expand(tmp_path, [Task("t", 10)], {"a": {}, "b": {}, "c": {}}, range(20))
+    schedule(runs, begin, make_display(Console(quiet=True))).work(lambda: len(started) >= 5)
+    assert len(started) == 5  # more than there are groups
+    for function, command, *rest in started:
+        assert (function, command) == ("g", "c")
+        assert len({Path(folder).parent for folder in rest[::2]}) == 1
+        assert sorted(int(folder.rpartition("_")[2]) for folder in rest[::2]) == list(range(20))
+        assert rest[1::2] == ["0"] * 20
+
+
+def test_steps_of_all_runs_of_a_process_are_shown(tmp_path):
+    locks, done = contextlib.ExitStack(), []
+
+    class Display:
+        def update(self, snapshot):
+            done.append(snapshot.done_steps)
+
+    def begin(arguments):
+        for folder in map(Path, arguments[2::2]):
+            locks.enter_context(lock_run(folder))
+            write_json(folder / "live.json", {"step": 4})
+            write_json(folder / "manifest.json", {"status": "running"})
+        return Fake(None)
+
+    runs = expand(tmp_path, [Task("t", 10)], {"a": {}}, range(3))
+    with locks:
+        schedule(runs, begin, Display()).work(lambda: len(done) >= 8)
+    assert done[-1] == 12
+
+
 def test_cpu_seconds_are_shared_equally(tmp_path):
     assert stacked(tmp_path, "spends_cpu", seeds=2, **ONE) == 0
+    process = float((tmp_path / "cpu.txt").read_text())
     for seed in range(2):
         folder = place(tmp_path, seed)
         assert 0.5 <= read_manifest(folder)["cpu_seconds"] < 0.95  # half of more than a second
         with (folder / "resources.csv").open(newline="") as file:
-            assert 0.5 <= float(list(csv.DictReader(file))[-1]["cpu_seconds"]) < 2.0
+            assert float(list(csv.DictReader(file))[-1]["cpu_seconds"]) == pytest.approx(process / 2, abs=0.2)
 
 
 def test_a_recorder_tells_the_share_of_its_run(tmp_path):
@@ -241,6 +315,11 @@ def test_shards_keep_groups_together(tmp_path):
         assert len(part) == 20
         assert {len(group) for group in groups_of(part, 10)} == {10}
         assert part == [run for run in runs if run in part]
+
+
+def test_shards_count_the_runs_of_their_groups(tmp_path):
+    runs = expand(tmp_path, [Task("t", 1)], {"a": {}, "b": {}, "c": {}}, range(5))
+    assert [len(part_of(runs, number, 2, 4)) for number in (1, 2)] == [8, 7]
 
 
 def test_a_shard_does_whole_groups(tmp_path):
