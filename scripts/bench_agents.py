@@ -92,7 +92,7 @@ class Config:
     num_rounds: int = 7
     """Rounds of each, > 2."""
     quick: bool = False
-    """Three rounds of a quarter of the steps."""
+    """Three rounds of a seventh of the steps."""
     device: str = "cpu"
     """Where networks live: cpu or cuda."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -248,7 +248,7 @@ def floor(task: Task, device: str) -> Work:
 
 def measure(task: Task, config: Config, say: Callable[[str], None]) -> list[Comparison]:
     """Return the times of updates and of steps of all contestants."""
-    num_rounds, share = (3, 0.25) if config.quick else (config.num_rounds, 1.0)
+    num_rounds, share = (3, 0.15) if config.quick else (config.num_rounds, 1.0)
     chunk = task.options["train_freq"]
     num_steps = max(int(task.num_steps * share) // chunk, 1) * chunk
     num_updates = max(int(num_steps * share), 20)
@@ -269,7 +269,8 @@ def measure(task: Task, config: Config, say: Callable[[str], None]) -> list[Comp
         times = take_turns(works, num_rounds, device=config.device)
         seconds = {who: [value / count for value in values] for who, values in times.items()}
         limit = FLOOR if FLOOR in works else None
-        found.append(Comparison(f"{task.title}: {unit}", unit, seconds, OURS, peers, limit, clock))
+        what = f"{task.title}: {'update' if unit == 'update' else 'steps'}"
+        found.append(Comparison(what, unit, seconds, OURS, peers, limit, clock))
     return found
 
 
