@@ -48,7 +48,7 @@ def measure_loop(capacity: int, phases: tuple[int, ...], rescore_after: tuple[in
             num_steps = {key: steps if key[1] == 1 else max(steps, MIN_STEPS) for key in agents}
             calls = {str(key): learner(agent, num_steps[key]) for key, agent in agents.items()}
             times = take_turns(calls, num_blocks)
-            per_step = {key: [value / num_steps[key] for value in times[str(key)]] for key in agents}
+            per_step = {key: [1e6 * value / num_steps[key] for value in times[str(key)]] for key in agents}
             base = per_step["uniform", None]
             for (name, period), values in per_step.items():
                 ratio = statistics.median(x / y for x, y in zip(values, base, strict=True))
