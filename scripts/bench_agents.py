@@ -43,7 +43,7 @@ from tyro.conf import arg
 from rlopt import agents
 
 Agent = Any
-_OFF_POLICY = {"learning_starts": 500, "buffer_size": 20_000, "seed": 0, "gamma": 0.99}
+OFF_POLICY = {"learning_starts": 500, "buffer_size": 20_000, "gamma": 0.99}
 _ZOO = {
     "learning_rate": 2.3e-3, "batch_size": 64, "target_update_interval": 10, "train_freq": 256, "gradient_steps": 128,
     "exploration_fraction": 0.01, "exploration_final_eps": 0.04, "net_arch": [256, 256],
@@ -92,7 +92,7 @@ class Config:
     num_rounds: int = 7
     """Rounds of each, > 2."""
     quick: bool = False
-    """Three rounds of a quarter of the steps."""
+    """Three rounds of a seventh of the steps."""
     device: str = "cpu"
     """Where networks live: cpu or cuda."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -115,13 +115,13 @@ class Config:
 class Contestant:
     """An agent or a loop that can be asked to learn for some steps, or to do some updates."""
 
-    def __init__(self, who: str, task: Task, device: str) -> None:
-        options = task.options | _OFF_POLICY | {"device": device}
+    def __init__(self, who: str, task: Task, device: str, seed: int = 0) -> None:
+        options = task.options | OFF_POLICY | {"device": device, "seed": seed}
         self._batch_size = options["batch_size"]
         self._precision = "medium" if who.endswith("oneDNN") else "highest"
         if who == "bare loop":
-            self._agent: Any = BareLoop(task.kind, task.env_id, options)
-            self._train, self._learn = self._agent.train, self._agent.learn
+            self.agent: Any = BareLoop(task.kind, task.env_id, options)
+            self._train, self._learn = self.agent.train, self.agent.learn
             return
         given = {name: value for name, value in options.items() if name != "net_arch"}
         env = gym.make(task.env_id)
@@ -131,9 +131,9 @@ class Contestant:
         if who == "rlopt, fast":
             given["fast"] = True
         network = {"net_arch": task.options["net_arch"]}
-        self._agent = getattr(library_of(who), task.kind)("MlpPolicy", env, policy_kwargs=network, **given)
-        self._train = lambda count: self._agent.train(gradient_steps=count, batch_size=self._batch_size)
-        self._learn = lambda count: self._agent.learn(count, reset_num_timesteps=False, log_interval=10**9)
+        self.agent = getattr(library_of(who), task.kind)("MlpPolicy", env, policy_kwargs=network, **given)
+        self._train = lambda count: self.agent.train(gradient_steps=count, batch_size=self._batch_size)
+        self._learn = lambda count: self.agent.learn(count, reset_num_timesteps=False, log_interval=10**9)
 
     def updates(self, count: int) -> None:
         """Learn from batches."""
@@ -248,7 +248,7 @@ def floor(task: Task, device: str) -> Work:
 
 def measure(task: Task, config: Config, say: Callable[[str], None]) -> list[Comparison]:
     """Return the times of updates and of steps of all contestants."""
-    num_rounds, share = (3, 0.25) if config.quick else (config.num_rounds, 1.0)
+    num_rounds, share = (3, 0.15) if config.quick else (config.num_rounds, 1.0)
     chunk = task.options["train_freq"]
     num_steps = max(int(task.num_steps * share) // chunk, 1) * chunk
     num_updates = max(int(num_steps * share), 20)
@@ -256,7 +256,7 @@ def measure(task: Task, config: Config, say: Callable[[str], None]) -> list[Comp
     for who in contestants(config.device)[0]:
         say(f"{task.title}: {who} warms up")
         taking_part[who] = Contestant(who, task, config.device)
-        taking_part[who].steps(_OFF_POLICY["learning_starts"] + 2 * chunk)
+        taking_part[who].steps(OFF_POLICY["learning_starts"] + 2 * chunk)
         taking_part[who].updates(num_updates)
     products = floor(task, config.device)
     updates: dict[str, Work] = {who: lambda c=c: c.updates(num_updates) for who, c in taking_part.items()}  # type: ignore[misc]
@@ -269,7 +269,8 @@ def measure(task: Task, config: Config, say: Callable[[str], None]) -> list[Comp
         times = take_turns(works, num_rounds, device=config.device)
         seconds = {who: [value / count for value in values] for who, values in times.items()}
         limit = FLOOR if FLOOR in works else None
-        found.append(Comparison(f"{task.title}: {unit}", unit, seconds, OURS, peers, limit, clock))
+        what = f"{task.title}: {'update' if unit == 'update' else 'steps'}"
+        found.append(Comparison(what, unit, seconds, OURS, peers, limit, clock))
     return found
 
 

@@ -35,7 +35,8 @@ from rlopt.nn.routing import ExpertChoice, TokenChoice, choose_experts
 from rlopt.nn.soft_moe import SoftMoE
 
 DENSE = "dense MLP, hidden width of two experts"
-OURS, PEERS = ("top-2", "expert choice, capacity 2"), (DENSE, "top-2, loop over masks")
+ALONE = "top-2, without losses and statistics"
+OURS, PEERS = ("top-2", ALONE, "expert choice, capacity 2"), (DENSE, "top-2, loop over masks")
 FLOOR = "products of the dense MLP of two experts alone"
 FORWARD, BOTH = ": forward", ": forward and backward"
 ONE_HOT_TOKENS = 4096  # above, the one-hot matrices do not fit
@@ -126,10 +127,11 @@ def layers(config: Config) -> dict[str, tuple[nn.Module, Call]]:
     def moe(router: TokenChoice | ExpertChoice) -> MoE:
         return MoE(width, hidden_width, experts, router)
 
-    by_masks, by_one_hot = moe(TokenChoice()), moe(TokenChoice())
+    alone, by_masks, by_one_hot = moe(TokenChoice()).eval(), moe(TokenChoice()), moe(TokenChoice())
     rows = {
         DENSE: dense(2 * hidden_width),
         "top-2": row(moe(TokenChoice())),
+        ALONE: (alone, lambda x: alone.output(x)),
         "top-2, capacity 2": row(moe(TokenChoice(capacity_factor=2.0))),
         "expert choice, capacity 2": row(moe(ExpertChoice())),
         "expert choice, capacity 2, cap 3": row(moe(ExpertChoice(cap=3))),

@@ -16,6 +16,7 @@ Commands:
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -52,15 +53,18 @@ class Part:
 
 _LOCOPROP = ("--only", "T = 5", "closed")
 _LENGTHS = ("--only", "favor+, chunks", "elu + 1", "--max-toeplitz", "0", "--no-decoding", "--lengths")
+_ONE_TOKEN = ("--batch", "1", "--length", "1")
 # A new part is a line here.
 PARTS = {
-    "replay": Part("replay", (), ("--quick", "--block-seconds", "0.06"), "--output", has_device=False),
+    "replay": Part("replay", (), ("--quick", "--cases", "vector", "frames", "--batch-sizes", "256"), "--output", has_device=False),
     "agents": Part("agents", (), ("--quick",)),
+    "stacked": Part("stacked", (), ("--quick",), has_device=False),
     "adam": Part("adam", (), ("--num-rounds", "5", "--block-seconds", "0.02")),
     "locoprop": Part("locoprop", _LOCOPROP, (*_LOCOPROP, "--num-rounds", "3")),
     "attention": Part("attention", (*_LENGTHS, "1024", "4096", "16384"), (*_LENGTHS, "1024", "4096", "--num-rounds", "5")),
     "moe": Part("moe", (), ("--num-rounds", "5")),
-    "envs": Part("envs", (), ("--num-rounds", "3", "--round-seconds", "0.05"), has_device=False),
+    "moe_one_token": Part("moe", (*_ONE_TOKEN, "--num-rounds", "301"), (*_ONE_TOKEN, "--num-rounds", "51")),
+    "envs": Part("envs", (), ("--num-rounds", "3", "--round-seconds", "0.02", "--num-envs", "16"), has_device=False),
 }
 
 
@@ -69,7 +73,7 @@ class Config:
     """What is run, and where the results go."""
 
     parts: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = tuple(PARTS)
-    """Parts: replay, agents, adam, locoprop, attention, moe, envs."""
+    """Parts: replay, agents, stacked, adam, locoprop, attention, moe, moe_one_token, envs."""
     quick: bool = False
     """Fewer rounds and less work in each."""
     folder: Path = Path("bench_results")
@@ -86,7 +90,7 @@ def run_part(name: str, part: Part, options: Iterable[str], folder: Path) -> dic
 
     What it printed goes to a text file in the folder.
     """
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), children_seconds()
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "part.json"
         command = [sys.executable, "-W", "ignore", str(SCRIPTS / f"bench_{part.script}.py"), *options]
@@ -98,8 +102,15 @@ def run_part(name: str, part: Part, options: Iterable[str], folder: Path) -> dic
             return None
         content: dict[str, Any] = json.loads(path.read_text())
     content["wall_seconds"] = round(time.perf_counter() - start, 1)
-    print(f"{name}: {content['wall_seconds']:.0f} s", file=sys.stderr)
+    content["cpu_seconds"] = round(children_seconds() - cpu_start, 1)
+    print(f"{name}: {content['wall_seconds']:.0f} s, {content['cpu_seconds']:.0f} s of CPU time", file=sys.stderr)
     return content
+
+
+def children_seconds() -> float:
+    """CPU time of all processes that were started and have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ STEPS: dict[str, tuple[str, Callable[[], Work]]] = {
     "moe": ("top-2 of 8 experts, 4096 tokens, forward", lambda: moe("top-2", 64, 64, False)),
     "moe_backward": ("top-2 of 8 experts, 4096 tokens, with backward", lambda: moe("top-2", 64, 64, True)),
     "expert_choice": ("expert choice, 4096 tokens, forward", lambda: moe("expert choice, capacity 2", 64, 64, False)),
-    "moe_one_token": ("top-2 of 8 experts, one token, forward", lambda: moe("top-2", 1, 1, False)),
+    "moe_one_token": ("top-2 of 8 experts, one token, without losses", lambda: moe(bench_moe.ALONE, 1, 1, False)),
 }
 
 

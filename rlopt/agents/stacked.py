@@ -86,6 +86,7 @@ class StackedAgents:
         callbacks: Sequence[Any] | None = None,
         log_interval: int | None = 4,
         checkpoints: Sequence[Checkpoints] | None = None,
+        reset_num_timesteps: bool = True,
     ) -> StackedAgents:
         """Train all agents.
 
@@ -94,6 +95,7 @@ class StackedAgents:
             callbacks: One for each agent, as in Stable-Baselines3. None: none.
             log_interval: Episodes between two writes of an agent's log.
             checkpoints: One for each agent, from which those that were stopped go on. None: none.
+            reset_num_timesteps: Whether steps are counted anew and environments are reset, as in Stable-Baselines3.
 
         Raises:
             ValueError: If there is not one callback or `Checkpoints` for each agent, or a checkpoint cannot be read.
@@ -102,7 +104,7 @@ class StackedAgents:
             if given is not None and len(given) != len(self.agents):
                 raise ValueError(f"{name} must be one for each of {len(self.agents)} agents, got {len(given)}.")
         run = _Run(self, callbacks or [None] * len(self.agents), log_interval, checkpoints)
-        run.learn(total_timesteps)
+        run.learn(total_timesteps, reset_num_timesteps)
         return self
 
 
@@ -118,13 +120,13 @@ class _Run:
         self._stopped: set[int] = set()  # by their callbacks
         self._fast: Any = None
 
-    def learn(self, total_timesteps: int) -> None:
+    def learn(self, total_timesteps: int, reset_num_timesteps: bool) -> None:
         watching = contextlib.nullcontext() if self._checkpoints is None else self._checkpoints[0].watching_signals()
         with contextlib.ExitStack() as stack:
             stack.enter_context(watching)
             for agent in self._agents:
                 stack.enter_context(agent._finite.watching(agent.env))
-            total = self._set_up(total_timesteps)
+            total = self._set_up(total_timesteps, reset_num_timesteps)
             self._stack()
             try:
                 self._loop(total)
@@ -132,13 +134,15 @@ class _Run:
                 self._unstack()
             self._end()
 
-    def _set_up(self, total_timesteps: int) -> int:
+    def _set_up(self, total_timesteps: int, reset_num_timesteps: bool) -> int:
         total = total_timesteps
         for index, agent in enumerate(self._agents):
             agent._checkpoints = None if self._checkpoints is None else self._checkpoints[index]
             agent._is_stopped = False
             with self._its_generators(index):
-                total, callback = agent._setup_learn(total_timesteps, self._given_callbacks[index], True, "run", False)
+                total, callback = agent._setup_learn(
+                    total_timesteps, self._given_callbacks[index], reset_num_timesteps, "run", False
+                )
                 callback.on_training_start({"self": agent, "total_timesteps": total}, {})
             self._callbacks.append(callback)
         return total

@@ -107,10 +107,10 @@ def causal_sums(
     state: Tensor | None = None
     scale: Tensor | None = None
     sums, log_scales = [], []
-    for start in range(0, length, block):
+    for start, *parts in zip(range(0, length, block), *(torch.split(x, block, dim=2) for x in (query, key, u)), strict=True):
         stop = min(start + block, length)
         fill = -(stop - start) % chunk_size
-        query_features, key_features = (pad_rows(features(x[:, :, start:stop]), fill) for x in (query, key))
+        query_features, key_features = (pad_rows(features(x), fill) for x in parts[:2])
         if valid is not None or fill:
             counts = key.new_ones(batch, stop - start, dtype=torch.bool) if valid is None else valid[:, start:stop]
             key_features = drop_rows(key_features, torch.nn.functional.pad(counts, (0, fill)), logarithmic=logarithmic)
@@ -119,8 +119,8 @@ def causal_sums(
             state = u.new_zeros(batch, heads, num_features, u.shape[-1])
             # The logarithm of the state's scale; that of the empty state is -inf.
             scale = u.new_full((batch, heads, num_features), -torch.inf) if logarithmic else None
-        parts = (query_features, key_features, pad_rows(u[:, :, start:stop], fill))
-        queries, keys, us = (x.reshape(batch, heads, -1, chunk_size, x.shape[-1]) for x in parts)  # (B, H, N, C, .)
+        padded = (query_features, key_features, pad_rows(parts[2], fill))
+        queries, keys, us = (x.reshape(batch, heads, -1, chunk_size, x.shape[-1]) for x in padded)  # (B, H, N, C, .)
         part, log_scale, state, scale = _block_sums(queries, keys, us, state, scale, decays)
         sums.append(part.flatten(2, 3)[:, :, : stop - start])  # (B, H, N, C, E) -> (B, H, rows, E)
         log_scales.append(log_scale.flatten(2, 3)[:, :, : stop - start])
@@ -164,15 +164,16 @@ def _block_sums(
             late_key = key * decays.log_until_end.exp()
             enter, carry = (x.exp()[None, :, None].expand(-1, -1, num_chunks, -1) for x in (decays.log_once, decays.log_chunk))
     weights = query @ shifted.mT  # (B, H, N, C, C)
-    weights = weights.tril() if decays is None else weights * decays.pairs
+    weights = weights.tril_() if decays is None else weights * decays.pairs
     sums = weights @ u
     updates = late_key.mT @ u  # (B, H, N, m, E)
     states = []
-    for n in range(num_chunks):
+    # `unbind` and `split` have one gradient for the whole; indexing would make a tensor of zeros for each part.
+    for n, update in enumerate(updates.unbind(dim=2)):
         states.append(state if enter is None else state * enter[:, :, n, :, None])
         # Without decay both factors are the same.
         before = states[-1] if decays is None or carry is None else state * carry[:, :, n, :, None]
-        state = before + updates[:, :, n]
+        state = before + update
     earlier = query @ torch.stack(states, dim=2)
     return sums + (earlier if decays is None else earlier * decays.since_start), log_scale, state, scale
 
@@ -188,13 +189,17 @@ def _scales(
         scale: Of the state before, (B, H, m); -inf where it is empty.
         decays: None: no decay.
     """
+    if decays is None:  # running maxima, for all chunks at once
+        running = torch.cat([scale[:, :, None], largest], dim=2).cummax(dim=2).values
+        scales = running[:, :, 1:]
+        # -inf - -inf: nothing was seen yet, and any factor of the empty state will do.
+        enter = (running[:, :, :-1] - scales).nan_to_num_(nan=0.0).exp_()
+        return scales, scales, enter, enter, scales[:, :, -1]
     scales, ends, enter, carry = (torch.empty_like(largest) for _ in range(4))
     for n in range(largest.shape[2]):
-        first = scale if decays is None else scale + decays.log_once
-        last = scale if decays is None else scale + decays.log_chunk
+        first, last = scale + decays.log_once, scale + decays.log_chunk
         scales[:, :, n] = torch.maximum(first, largest[:, :, n])
         ends[:, :, n] = scale = torch.maximum(last, largest_late[:, :, n])
-        # -inf - -inf: nothing was seen yet, and any factor of the empty state will do.
         enter[:, :, n] = (first - scales[:, :, n]).nan_to_num_(nan=0.0)
         carry[:, :, n] = (last - scale).nan_to_num_(nan=0.0)
     return scales, ends, enter.exp_(), carry.exp_(), scale

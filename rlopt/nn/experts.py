@@ -98,6 +98,11 @@ class Experts(nn.Module):
         ]
         return torch.cat(outs)
 
+    def apply_one(self, rows: Tensor, expert: int) -> Tensor:
+        """Apply one expert to rows (n, width)."""
+        b_in, b_out = (None if bias is None else bias[expert] for bias in (self.b_in, self.b_out))
+        return _affine(self._activate(_affine(rows, self.w_in[expert], b_in)), self.w_out[expert], b_out)
+
     def extra_repr(self) -> str:
         """Sizes."""
         return (

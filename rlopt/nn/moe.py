@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rlopt.nn.assignment import Assignment, RouterStats, assign, combine, dispatch, route
 from rlopt.nn.balance import Across
 from rlopt.nn.experts import Activation, Experts
-from rlopt.nn.routing import ExpertChoice, Router, TokenChoice
+from rlopt.nn.routing import ExpertChoice, Router, TokenChoice, choose_experts
 
 Group = Literal["sample", "batch"]
 ROUTER_STD = 0.02
@@ -136,6 +136,9 @@ class MoE(nn.Module):
             (B, L, width), the `y` of `forward`.
         """
         x, logits, valid = self._prepare(x, valid)
+        is_single = valid is None and x.shape[:2] == (1, 1) and not self.training and type(self.experts) is Experts
+        if is_single and isinstance(self.router, TokenChoice):
+            return self._compute_single(x, logits, self.router)
         with torch.autocast(x.device.type, enabled=False):
             assignment = assign(logits, self.router, valid, training=self.training, generator=self._generator)
         return self._compute(x, assignment)
@@ -161,6 +164,14 @@ class MoE(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])  # (B, L, d) -> (B * L, d)
         rows = self.experts(dispatch(tokens, assignment), assignment.sizes)
         return combine(rows, assignment, len(tokens)).to(x.dtype).view_as(x)
+
+    def _compute_single(self, x: Tensor, logits: Tensor, router: TokenChoice) -> Tensor:
+        """Output of a single token in evaluation mode: nothing to sort by expert, which would take longer than the products."""
+        with torch.autocast(x.device.type, enabled=False):
+            choices = choose_experts(logits, torch.softmax(logits, dim=-1), router)
+        token = x.reshape(1, -1)  # (1, 1, d) -> (1, d)
+        rows = torch.cat([self.experts.apply_one(token, i) for i in choices.expert.flatten().tolist()])  # (k, d)
+        return (rows * choices.gate.view(-1, 1)).sum(dim=0).to(x.dtype).view_as(x)  # (1, 1, k) -> (k, 1)
 
     def _logits(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)

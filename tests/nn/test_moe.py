@@ -179,6 +179,39 @@ def test_output_alone_computes_no_losses_and_no_statistics(monkeypatch: pytest.M
         layer(x)
 
 
+@pytest.mark.parametrize("name", [name for name, router in ROUTERS.items() if isinstance(router, TokenChoice)])
+@pytest.mark.parametrize("options", [{}, {"bias": True, "activation": "relu"}])
+def test_output_of_one_token_is_that_of_the_whole_layer_without_sorting(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = randn(1, 1, 6)
+    results = []
+    for how in ("forward", "output"):
+        layer = make(ROUTERS[name], **options).eval()
+        if how == "output":
+            monkeypatch.setattr("rlopt.nn.moe.assign", None)  # would fail
+        y = layer.output(x) if how == "output" else layer(x).y
+        y.sum().backward()
+        results.append([y, *(parameter.grad for parameter in layer.parameters())])
+    for one, other in zip(*results, strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_output_of_one_token_keeps_its_dtype_under_autocast() -> None:
+    layer, x = make(TokenChoice()).float().eval(), randn(1, 1, 6, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer.output(x), layer(x).y)
+        assert layer.output(x).dtype == torch.float32
+
+
+def test_one_token_draws_in_training_mode_as_the_whole_layer_does() -> None:
+    one, other = (make(TokenChoice(second_policy="random", jitter=0.2, noise_std=0.5)) for _ in range(2))
+    for seed in range(5):
+        x = randn(1, 1, 6, seed=seed)
+        assert torch.equal(one.output(x), other(x).y)
+
+
 def test_random_output_alone_draws_as_the_whole_layer_does() -> None:
     one, other = (make(TokenChoice(second_policy="random", jitter=0.2, noise_std=0.5)) for _ in range(2))
     x = randn(1, 30, 6)

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlopt.agents.fast import numba_dqn, numba_mlp, numba_sac, numba_td3
+from rlopt.agents.fast import numba_blas, numba_dqn, numba_mlp, numba_sac, numba_td3
 from rlopt.agents.fast.mlp import StackedMLP
 from rlopt.agents.fast.sac import SquashedGaussian
 from rlopt.agents.fast.td3 import TwinCritics
 
 Array = NDArray[Any]
+
+_SGEMM, _PRODUCTS = numba_blas.sgemm()
 
 
 class Arrays(NamedTuple):
@@ -105,12 +107,14 @@ class CompiledPolicy:
         """Outputs (S, B, out) of float32 inputs (S, B, in)."""
         num, rows, _ = observations.shape
         out = np.empty((num, rows, self._widths[-1]), np.float32)
-        numba_mlp.act(self._params, self._widths, observations, out, self._memory(rows))
+        numba_mlp.act(_SGEMM, self._params, self._widths, observations, out, self._memory(rows))
         return out
 
 
 class CompiledDQN:
     """Steps of S Q-networks; see `DQNGradient` for the arguments."""
+
+    products = _PRODUCTS
 
     def __init__(self, online: StackedMLP, target: StackedMLP, double_q: bool, max_grad_norm: float) -> None:
         self._online, self._target, self._widths = online.params.numpy(), target.params.numpy(), np.array(online.widths)
@@ -122,7 +126,7 @@ class CompiledDQN:
         num, rows, _ = batch.rewards.shape
         losses, errors = np.empty(num, np.float32), np.empty((num, rows, 1), np.float32)
         num_left_out = numba_dqn.learn(
-            active, self._online, self._target, self._widths, *batch, self._double_q, self._max_grad_norm, losses, errors,
+            _SGEMM, active, self._online, self._target, self._widths, *batch, self._double_q, self._max_grad_norm, losses, errors,
             self._memory(rows), *optimizer,
         )  # fmt: skip
         return Learned(num_left_out, losses, errors)
@@ -130,6 +134,8 @@ class CompiledDQN:
 
 class CompiledTD3:
     """Steps of S agents; see `TD3Gradient` for the arguments."""
+
+    products = _PRODUCTS
 
     def __init__(
         self,
@@ -152,7 +158,8 @@ class CompiledTD3:
         num, rows, _ = batch.rewards.shape
         losses, errors = np.empty(num, np.float32), np.empty((num, rows, 1), np.float32)
         num_left_out = numba_td3.learn_critics(
-            active, self._actor_target, self._actor_widths, self._critics, self._critics_target, self._widths, self._num_critics,
+            _SGEMM, active, self._actor_target, self._actor_widths, self._critics, self._critics_target, self._widths,
+            self._num_critics,
             *batch, noise, losses, errors, self._memory(rows), *optimizer,
         )  # fmt: skip
         return Learned(num_left_out, losses, errors)
@@ -161,7 +168,8 @@ class CompiledTD3:
         """Take a step of the actor; there are no TD errors."""
         losses = np.empty(len(self._actor), np.float32)
         num_left_out = numba_td3.learn_actor(
-            active, self._actor, self._actor_widths, self._critics, self._num_critics, self._widths, batch.observations, losses,
+            _SGEMM, active, self._actor, self._actor_widths, self._critics, self._num_critics, self._widths,
+            batch.observations, losses,
             self._memory(batch.rewards.shape[1]), *optimizer,
         )  # fmt: skip
         return Learned(num_left_out, losses, losses[:0])
@@ -179,6 +187,8 @@ class Drawn(NamedTuple):
 class CompiledSAC:
     """Steps of S agents; see `SACGradient` for the arguments."""
 
+    products = _PRODUCTS
+
     def __init__(self, actor: SquashedGaussian, critics: TwinCritics, critics_target: TwinCritics) -> None:
         self._actor, self._actor_widths = actor.network.params.numpy(), np.array(actor.network.widths)
         self._critics, self._critics_target = critics.params.numpy(), critics_target.params.numpy()
@@ -191,6 +201,7 @@ class CompiledSAC:
         kept = np.empty((num, rows * int(self._actor_widths[1:].sum())), np.float32)
         drawn = Drawn(np.empty((num, rows, num_actions), np.float32), np.empty((num, rows, 1), np.float32), noise, kept)
         numba_sac.draw(
+            _SGEMM,
             active,
             self._actor,
             self._actor_widths,
@@ -208,7 +219,7 @@ class CompiledSAC:
         num, rows, _ = batch.rewards.shape
         losses, errors = np.empty(num, np.float32), np.empty((num, rows, 1), np.float32)
         num_left_out = numba_sac.learn_critics(
-            active, self._actor, self._actor_widths, self._critics, self._critics_target, self._widths, self._num_critics,
+            _SGEMM, active, self._actor, self._actor_widths, self._critics, self._critics_target, self._widths, self._num_critics,
             *batch, noise, ent_coefs, losses, errors, self._memory(rows), *optimizer,
         )  # fmt: skip
         return Learned(num_left_out, losses, errors)
@@ -225,7 +236,7 @@ class CompiledSAC:
         """Take a step of the policies for what they drew; there are no TD errors."""
         losses = np.empty(len(self._actor), np.float32)
         num_left_out = numba_sac.learn_actor(
-            active, self._actor, self._actor_widths, self._critics, self._num_critics, self._widths, batch.observations,
+            _SGEMM, active, self._actor, self._actor_widths, self._critics, self._num_critics, self._widths, batch.observations,
             drawn.noise,
             drawn.actions, drawn.log_probs, drawn.kept, ent_coefs, losses, self._memory(batch.rewards.shape[1]), *optimizer,
         )  # fmt: skip

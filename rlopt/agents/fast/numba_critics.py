@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlopt.agents.fast.numba_mlp import backward, compiled, forward
+from rlopt.agents.fast.numba_blas import compiled
+from rlopt.agents.fast.numba_mlp import backward, forward
 
 
 @compiled
@@ -22,11 +23,11 @@ def joined(observations: Any, actions: Any, memory: Any) -> Any:
 
 
 @compiled
-def smallest_values(critics: Any, num_critics: int, widths: Any, x: Any, kept: Any, out: Any) -> None:
+def smallest_values(blas: int, critics: Any, num_critics: int, widths: Any, x: Any, kept: Any, out: Any) -> None:
     """Write the smallest of the critics' values (B, 1) for inputs `x` (B, o + a) into `out`; nan wins."""
     size = len(critics) // num_critics
     for c in range(num_critics):
-        values = forward(critics[c * size : (c + 1) * size], widths, x, kept)
+        values = forward(blas, critics[c * size : (c + 1) * size], widths, x, kept)
         for i in range(len(x)):
             if c == 0 or values[i, 0] < out[i, 0] or math.isnan(values[i, 0]):
                 out[i, 0] = values[i, 0]
@@ -34,6 +35,7 @@ def smallest_values(critics: Any, num_critics: int, widths: Any, x: Any, kept: A
 
 @compiled
 def critic_gradient(
+    blas: int,
     critics: Any,
     num_critics: int,
     widths: Any,
@@ -48,6 +50,7 @@ def critic_gradient(
     """Gradient of scale * sum_c mean_i w_i (Q_c(x_i) - y_i)^2 for one agent.
 
     Args:
+        blas: Address of `sgemm`.
         critics: Parameters of C critics, one behind the other.
         num_critics: C.
         widths: Of one.
@@ -67,7 +70,7 @@ def critic_gradient(
     loss = 0.0
     for c in range(num_critics):
         part = critics[c * size : (c + 1) * size]
-        values = forward(part, widths, x, memory[0])
+        values = forward(blas, part, widths, x, memory[0])
         total = 0.0
         for i in range(rows):
             error = targets[i, 0] - values[i, 0]
@@ -77,5 +80,5 @@ def critic_gradient(
             total += weighted * error
             grad[i, 0] = -np.float32(2.0 * scale) * weighted / np.float32(rows)
         loss += scale * total / rows
-        backward(part, widths, x, memory[0], grad, grads[c * size : (c + 1) * size], memory[1], True, False)
+        backward(blas, part, widths, x, memory[0], grad, grads[c * size : (c + 1) * size], memory[1], True, False)
     return loss

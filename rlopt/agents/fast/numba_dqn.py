@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
+from rlopt.agents.fast.numba_blas import kernel
 from rlopt.agents.fast.numba_mlp import (
     ACTIONS,
     ACTIVE,
     ADAM,
     BATCHES,
-    OPTIONS,
+    BLAS,
     REAL,
     ROWS,
     VECTOR,
@@ -27,16 +27,14 @@ from rlopt.agents.fast.numba_mlp import (
 )
 
 
-@numba.njit(
-    types.int64(
-        ACTIVE, ROWS, ROWS, WIDTHS, BATCHES, ACTIONS, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, types.boolean, REAL,
-        VECTOR, BATCHES,
-        ROWS, *ADAM,
-    ),
-    **OPTIONS,
+@kernel(
+    types.int64, BLAS,
+    ACTIVE, ROWS, ROWS, WIDTHS, BATCHES, ACTIONS, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, types.boolean, REAL,
+    VECTOR, BATCHES,
+    ROWS, *ADAM,
 )  # fmt: skip
 def learn(
-    active: Any, online: Any, target: Any, widths: Any, observations: Any, actions: Any, next_observations: Any,
+    blas: int, active: Any, online: Any, target: Any, widths: Any, observations: Any, actions: Any, next_observations: Any,
     rewards: Any, dones: Any,
     discounts: Any, weights: Any, double_q: bool, max_grad_norm: float, losses: Any, errors: Any, memory: Any,
     grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
@@ -59,9 +57,9 @@ def learn(
         if not active[s]:
             continue
         x[:] = next_observations[s]
-        next_q = forward(target[s], widths, x, kept_next)
+        next_q = forward(blas, target[s], widths, x, kept_next)
         if double_q:
-            choosing = forward(online[s], widths, x, kept)
+            choosing = forward(blas, online[s], widths, x, kept)
         else:
             choosing = next_q
         for i in range(rows):
@@ -75,7 +73,7 @@ def learn(
                     value = next_q[i, j]
             errors[s, i, 0] = rewards[s, i, 0] + (np.float32(1.0) - dones[s, i, 0]) * discounts[s, i, 0] * value
         x[:] = observations[s]
-        q = forward(online[s], widths, x, kept)
+        q = forward(blas, online[s], widths, x, kept)
         loss = 0.0
         grad[:] = 0.0
         for i in range(rows):
@@ -87,7 +85,7 @@ def learn(
             loss += (error - np.float32(0.5) * clipped) * slope
             grad[i, action] = -slope / np.float32(rows)
         losses[s] = loss / rows
-        backward(online[s], widths, x, kept, grad, grads[s], scratch, True, False)
+        backward(blas, online[s], widths, x, kept, grad, grads[s], scratch, True, False)
         size_of_grad = norm(grads[s])
         if not (math.isfinite(losses[s]) and math.isfinite(size_of_grad)):
             active[s] = False

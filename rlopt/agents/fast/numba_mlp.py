@@ -1,29 +1,22 @@
 """Perceptrons with ReLU and Adam in numba: what a small network computes, without what it costs to call a library for each part.
 
 Networks are rows of parameters W_1, b_1, W_2, ..., as in `StackedMLP`; all arrays are float32. Products of matrices are those of
-the BLAS that SciPy brings.
+`numba_blas.sgemm`, whose address is the argument `blas`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
-# Sums may be taken in another order, which lets them use the processor's vectors; nan and infinity stay what they are.
-OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+from rlopt.agents.fast.numba_blas import compiled, kernel, times, times_transposed, transposed_times
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """Compile a function for the types that it meets in others."""
-    return cast(Function, numba.njit(**OPTIONS)(function))
-
+# Far below what changes a parameter in float32, far above the smallest normal number, 1e-38.
+TINY_AVERAGE = np.float32(1e-30)
+TINY_SQUARE = np.float32(1e-36)
 
 VECTOR = types.float32[::1]
 ROWS = types.float32[:, ::1]  # of S networks or agents
@@ -32,10 +25,11 @@ ACTIONS = types.int64[:, :, :]
 WIDTHS = types.int64[::1]
 ACTIVE = types.boolean[::1]  # which of S agents take a step
 REAL = types.float64
+BLAS = types.int64
 
 
 @compiled
-def forward(params: Any, widths: Any, x: Any, kept: Any) -> Any:
+def forward(blas: int, params: Any, widths: Any, x: Any, kept: Any) -> Any:
     """Outputs (B, out) of one network for inputs (B, in); what layers give is written into `kept`, the outputs last."""
     rows, last = x.shape[0], len(widths) - 2
     begin, place = 0, 0
@@ -47,7 +41,7 @@ def forward(params: Any, widths: Any, x: Any, kept: Any) -> Any:
         begin += after
         out = kept[place : place + rows * after].reshape(rows, after)
         place += rows * after
-        np.dot(x, weight.T, out)
+        times_transposed(blas, x, weight, out)
         if layer < last:
             for i in range(rows):
                 for j in range(after):
@@ -62,7 +56,9 @@ def forward(params: Any, widths: Any, x: Any, kept: Any) -> Any:
 
 
 @compiled
-def backward(params: Any, widths: Any, x: Any, kept: Any, grad: Any, grads: Any, scratch: Any, of_params: bool, of_x: bool) -> Any:
+def backward(
+    blas: int, params: Any, widths: Any, x: Any, kept: Any, grad: Any, grads: Any, scratch: Any, of_params: bool, of_x: bool
+) -> Any:
     """Derivatives of the sum of outputs times `grad` (B, out), after `forward` with the same `kept`.
 
     Those with respect to the parameters are written into `grads` if `of_params`. With `of_x` those with respect to the inputs are
@@ -78,7 +74,7 @@ def backward(params: Any, widths: Any, x: Any, kept: Any, grad: Any, grads: Any,
         place -= rows * after
         inputs = kept[place - rows * before : place].reshape(rows, before) if layer > 0 else x
         if of_params:
-            np.dot(grad.T, inputs, grads[first : end - after].reshape(after, before))
+            transposed_times(blas, grad, inputs, grads[first : end - after].reshape(after, before))
             of_bias = grads[end - after : end]
             of_bias[:] = 0.0
             for i in range(rows):
@@ -88,7 +84,7 @@ def backward(params: Any, widths: Any, x: Any, kept: Any, grad: Any, grads: Any,
             break
         through = scratch[free : free + rows * before].reshape(rows, before)
         free += rows * before
-        np.dot(grad, params[first : end - after].reshape(after, before), through)
+        times(blas, grad, params[first : end - after].reshape(after, before), through)
         if layer > 0:
             for i in range(rows):
                 for j in range(before):
@@ -117,7 +113,11 @@ def adam(
     params: Any, grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, sign: float,
 ) -> None:  # fmt: skip
-    """One step of torch's fused Adam for one network; `sign` is -1 to maximise. `steps` (k,) are k times the same count."""
+    """One step of torch's fused Adam for one network; `sign` is -1 to maximise. `steps` (k,) are k times the same count.
+
+    Averages of units that never fire decay towards 0 and stay at numbers below the normal range, with which processors compute many
+    times slower: averages become 0 where they are too small to move a parameter.
+    """
     steps += np.float32(1.0)
     count = np.float64(steps[0])
     step_size = np.float32(lr / (1.0 - beta1**count))
@@ -128,6 +128,8 @@ def adam(
         grad = direction * grads[i] + decay * params[i]
         average = b1 * exp_avg[i] + r1 * grad
         square = b2 * exp_avg_sq[i] + r2 * grad * grad
+        average = np.float32(0.0) if abs(average) < TINY_AVERAGE else average
+        square = np.float32(0.0) if square < TINY_SQUARE else square
         exp_avg[i], exp_avg_sq[i] = average, square
         params[i] -= step_size * average / (np.sqrt(square) / root + e)
 
@@ -136,11 +138,11 @@ def adam(
 ADAM = (ROWS, ROWS, ROWS, ROWS, REAL, REAL, REAL, REAL, REAL, REAL)
 
 
-@numba.njit(types.void(ROWS, WIDTHS, BATCHES, BATCHES, ROWS), **OPTIONS)
-def act(params: Any, widths: Any, observations: Any, out: Any, memory: Any) -> None:
+@kernel(types.void, BLAS, ROWS, WIDTHS, BATCHES, BATCHES, ROWS)
+def act(blas: int, params: Any, widths: Any, observations: Any, out: Any, memory: Any) -> None:
     """Outputs (S, B, out) of S networks for a few rows (S, B, in) each; `memory` (2, at least B times the sum of widths)."""
     num, rows, size = observations.shape
     x = memory[0, : rows * size].reshape(rows, size)
     for s in range(num):
         x[:] = observations[s]
-        out[s] = forward(params[s], widths, x, memory[1])
+        out[s] = forward(blas, params[s], widths, x, memory[1])

@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
+from rlopt.agents.fast.numba_blas import compiled, kernel
 from rlopt.agents.fast.numba_critics import critic_gradient, joined, smallest_values
 from rlopt.agents.fast.numba_mlp import (
     ACTIVE,
     ADAM,
     BATCHES,
-    OPTIONS,
+    BLAS,
     REAL,
     ROWS,
     VECTOR,
     WIDTHS,
     adam,
     backward,
-    compiled,
     forward,
     norm,
 )
@@ -39,10 +38,10 @@ def _clamped(raw: Any) -> Any:
 
 
 @compiled
-def _draw(actor: Any, widths: Any, x: Any, noise: Any, kept: Any, actions: Any, log_probs: Any) -> None:
+def _draw(blas: int, actor: Any, widths: Any, x: Any, noise: Any, kept: Any, actions: Any, log_probs: Any) -> None:
     """Actions (B, A) = tanh(mu + sigma * noise) of one actor, with their log pi (B, 1)."""
     one = np.float32(1.0)
-    outputs = forward(actor, widths, x, kept)
+    outputs = forward(blas, actor, widths, x, kept)
     num_actions = actions.shape[1]
     for i in range(len(x)):
         log_probs[i, 0] = 0.0
@@ -54,9 +53,18 @@ def _draw(actor: Any, widths: Any, x: Any, noise: Any, kept: Any, actions: Any, 
             log_probs[i, 0] += np.float32(-0.5) * noise[i, j] * noise[i, j] - log_std - _HALF_LOG_2_PI - np.log(room)
 
 
-@numba.njit(types.void(ACTIVE, ROWS, WIDTHS, BATCHES, BATCHES, ROWS, BATCHES, BATCHES, ROWS), **OPTIONS)
+@kernel(types.void, BLAS, ACTIVE, ROWS, WIDTHS, BATCHES, BATCHES, ROWS, BATCHES, BATCHES, ROWS)
 def draw(
-    active: Any, actor: Any, widths: Any, observations: Any, noise: Any, kept: Any, actions: Any, log_probs: Any, memory: Any
+    blas: int,
+    active: Any,
+    actor: Any,
+    widths: Any,
+    observations: Any,
+    noise: Any,
+    kept: Any,
+    actions: Any,
+    log_probs: Any,
+    memory: Any,
 ) -> None:
     """Draw actions (S, B, A) and log pi (S, B, 1) of S actors; `kept` (S, .) is for `learn_actor`, `noise` standard normal."""
     num, rows, size = observations.shape
@@ -65,19 +73,18 @@ def draw(
         if not active[s]:
             continue
         x[:] = observations[s]
-        _draw(actor[s], widths, x, noise[s], kept[s], actions[s], log_probs[s])
+        _draw(blas, actor[s], widths, x, noise[s], kept[s], actions[s], log_probs[s])
 
 
-@numba.njit(
-    types.int64(
-        ACTIVE, ROWS, WIDTHS, ROWS, ROWS, WIDTHS, types.int64, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES,
-        BATCHES,
-        VECTOR, VECTOR, BATCHES, ROWS, *ADAM,
-    ),
-    **OPTIONS,
+@kernel(
+    types.int64, BLAS,
+    ACTIVE, ROWS, WIDTHS, ROWS, ROWS, WIDTHS, types.int64, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES, BATCHES,
+    BATCHES,
+    VECTOR, VECTOR, BATCHES, ROWS, *ADAM,
 )  # fmt: skip
 def learn_critics(
-    active: Any, actor: Any, actor_widths: Any, critics: Any, critics_target: Any, widths: Any, num_critics: int, observations: Any,
+    blas: int, active: Any, actor: Any, actor_widths: Any, critics: Any, critics_target: Any, widths: Any, num_critics: int,
+    observations: Any,
     actions: Any, next_observations: Any, rewards: Any, dones: Any, discounts: Any, weights: Any, noise: Any, ent_coefs: Any,
     losses: Any, errors: Any, memory: Any, grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, sign: float,
@@ -96,14 +103,14 @@ def learn_critics(
             continue
         x = memory[3, : rows * size].reshape(rows, size)
         x[:] = next_observations[s]
-        _draw(actor[s], actor_widths, x, noise[s], memory[0], next_actions, log_probs)
+        _draw(blas, actor[s], actor_widths, x, noise[s], memory[0], next_actions, log_probs)
         x = joined(next_observations[s], next_actions, memory[3])
-        smallest_values(critics_target[s], num_critics, widths, x, memory[1], targets)
+        smallest_values(blas, critics_target[s], num_critics, widths, x, memory[1], targets)
         for i in range(rows):
             value = targets[i, 0] - ent_coefs[s] * log_probs[i, 0]
             targets[i, 0] = rewards[s, i, 0] + (np.float32(1.0) - dones[s, i, 0]) * discounts[s, i, 0] * value
         x = joined(observations[s], actions[s], memory[3])
-        losses[s] = critic_gradient(critics[s], num_critics, widths, x, targets, weights[s], 0.5, grads[s], errors[s], memory)
+        losses[s] = critic_gradient(blas, critics[s], num_critics, widths, x, targets, weights[s], 0.5, grads[s], errors[s], memory)
         if math.isfinite(losses[s]) and math.isfinite(norm(grads[s])):
             adam(critics[s], grads[s], exp_avg[s], exp_avg_sq[s], steps[s], lr, beta1, beta2, eps, weight_decay, sign)
         else:
@@ -112,14 +119,13 @@ def learn_critics(
     return num_left_out
 
 
-@numba.njit(
-    types.int64(
-        ACTIVE, ROWS, WIDTHS, ROWS, types.int64, WIDTHS, BATCHES, BATCHES, BATCHES, BATCHES, ROWS, VECTOR, VECTOR, ROWS, *ADAM,
-    ),
-    **OPTIONS,
+@kernel(
+    types.int64, BLAS,
+    ACTIVE, ROWS, WIDTHS, ROWS, types.int64, WIDTHS, BATCHES, BATCHES, BATCHES, BATCHES, ROWS, VECTOR, VECTOR, ROWS, *ADAM,
 )  # fmt: skip
 def learn_actor(
-    active: Any, actor: Any, actor_widths: Any, critics: Any, num_critics: int, widths: Any, observations: Any, noise: Any,
+    blas: int, active: Any, actor: Any, actor_widths: Any, critics: Any, num_critics: int, widths: Any, observations: Any,
+    noise: Any,
     actions: Any,
     log_probs: Any, kept: Any, ent_coefs: Any, losses: Any, memory: Any, grads: Any, exp_avg: Any, exp_avg_sq: Any, steps: Any,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, sign: float,
@@ -142,7 +148,7 @@ def learn_actor(
             continue
         both = joined(observations[s], actions[s], memory[3])
         for c in range(num_critics):
-            values = forward(critics[s, c * length : (c + 1) * length], widths, both, memory[9 + c])
+            values = forward(blas, critics[s, c * length : (c + 1) * length], widths, both, memory[9 + c])
             for i in range(rows):
                 if c == 0 or values[i, 0] < smallest[i] or math.isnan(values[i, 0]):
                     smallest[i] = values[i, 0]
@@ -159,7 +165,7 @@ def learn_actor(
                     of_values[i, 0] = -one / np.float32(rows)
                     smallest[i] = np.nan  # the first of equal ones
             critic = critics[s, c * length : (c + 1) * length]
-            slope = backward(critic, widths, both, memory[9 + c], of_values, grads[s], memory[2], False, True)
+            slope = backward(blas, critic, widths, both, memory[9 + c], of_values, grads[s], memory[2], False, True)
             for i in range(rows):
                 for j in range(num_actions):
                     action_grad[i, j] += slope[i, size + j]
@@ -176,7 +182,7 @@ def learn_actor(
                 grad[i, j] = of_mean
                 grad[i, num_actions + j] = np.float32(0.0) if raw < _LOW or raw > _HIGH else of_log_std
         x[:] = observations[s]
-        backward(actor[s], actor_widths, x, kept[s], grad, grads[s], memory[2], True, False)
+        backward(blas, actor[s], actor_widths, x, kept[s], grad, grads[s], memory[2], True, False)
         if math.isfinite(losses[s]) and math.isfinite(norm(grads[s])):
             adam(actor[s], grads[s], exp_avg[s], exp_avg_sq[s], steps[s], lr, beta1, beta2, eps, weight_decay, sign)
         else:
@@ -185,7 +191,7 @@ def learn_actor(
     return num_left_out
 
 
-@numba.njit(types.int64(ACTIVE, ROWS, BATCHES, REAL, VECTOR, *ADAM), **OPTIONS)
+@kernel(types.int64, ACTIVE, ROWS, BATCHES, REAL, VECTOR, *ADAM)
 def learn_ent_coefs(
     active: Any, log_ent_coefs: Any, log_probs: Any, target_entropy: float, losses: Any, grads: Any, exp_avg: Any,
     exp_avg_sq: Any, steps: Any,
