@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import nn
 from tyro.conf import arg
 
-from rlopt.agents.fast.adam import FlatAdam, flatten
+from rlopt.agents.fast.adam import AdamRows, FlatAdam, flatten
 
 # Name -> title, widths of the layers, number of networks.
 NETWORKS = {
@@ -77,7 +77,7 @@ def adams(name: str, device: str) -> dict[str, Work]:
     works: dict[str, Work] = {form: torch.optim.Adam(make_parameters(name, device), **how).step for form, how in forms.items()}
     parameters = make_parameters(name, device)
     grads = torch.cat([parameter.grad.reshape(-1) for parameter in parameters if parameter.grad is not None])[None]
-    works[OURS] = FlatAdam(parameters, parameters, flatten(parameters), grads).step
+    works[OURS] = FlatAdam(parameters, parameters, AdamRows(flatten([parameters]), grads, len(parameters))).step
     works[FLOOR] = pass_over(3 * grads.numel(), device)
     return works
 
@@ -85,7 +85,7 @@ def adams(name: str, device: str) -> dict[str, Work]:
 def target_updates(name: str, device: str) -> dict[str, Work]:
     """Return updates of a target network."""
     source, target = (make_parameters(name, device) for _ in range(2))
-    flat_source, flat_target = (flatten(make_parameters(name, device)) for _ in range(2))
+    flat_source, flat_target = (flatten([make_parameters(name, device)]) for _ in range(2))
 
     @torch.no_grad()
     def foreach() -> None:

@@ -11,7 +11,7 @@ each one's tokens in a mask, and one-hot matrices, whose products cost more than
 Commands:
     scripts/bench moe
     scripts/bench moe --width 256 --num-rounds 21
-    scripts/bench moe --batch 1 --length 1 --num-rounds 301
+    scripts/bench moe --batch 1 --length 1 --block-seconds 0.02
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +65,11 @@ class Config:
     """Measure capped expert choice too, whose solver takes long."""
     with_one_hot: bool = False
     """Measure one-hot matrices too."""
+    backward: bool = True
+    """Measure forward and backward, besides forward alone."""
+    block_seconds: float = 0.0
+    """Duration of a block, >= 0: a layer is called so many times in a row, once at least. Single calls find small layers out of the
+    processor's cache."""
     device: str = "cpu"
     """Where layers live: cpu or cuda."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -73,6 +79,8 @@ class Config:
         for name in ("batch", "length", "width", "hidden_width", "num_rounds", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}.")
+        if self.block_seconds < 0.0:
+            raise ValueError(f"block_seconds must be >= 0, got {self.block_seconds}.")
         if self.num_experts < 2:
             raise ValueError(f"num_experts must be >= 2, got {self.num_experts}.")
         clock_of(self.device)
@@ -181,28 +189,28 @@ def main(config: Config) -> None:
         layer.zero_grad()
         call(x.detach().requires_grad_()).backward(weights)
 
+    kinds = (FORWARD, BOTH) if config.backward else (FORWARD,)
     works: dict[str, Work] = {}
-    for name, (layer, call) in rows.items():
-        works[f"{name}{FORWARD}"] = lambda call=call: forward(call)  # type: ignore[misc]
-        works[f"{name}{BOTH}"] = lambda layer=layer, call=call: both(layer, call)  # type: ignore[misc]
-    for backward, kind in ((False, FORWARD), (True, BOTH)):
-        works[f"{FLOOR}{kind}"] = products_of(config, backward)
-    times = take_turns(works, config.num_rounds, device=config.device)
+    for kind in kinds:
+        for name, (layer, call) in rows.items():
+            works[name + kind] = partial(forward, call) if kind == FORWARD else partial(both, layer, call)
+        works[FLOOR + kind] = products_of(config, kind == BOTH)
+    times = take_turns(works, config.num_rounds, block_seconds=config.block_seconds, device=config.device)
     sizes = f"{config.batch} x {config.length} tokens, width {config.width}, {config.num_experts} experts of {config.hidden_width}"
     print(f"torch {torch.__version__}, {config.threads} thread(s), {sizes}, median of {config.num_rounds} rounds.\n")
-    print("| layer | forward, CPU ms | ratio to dense | forward and backward, CPU ms | ratio to dense |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print("| layer |" + "".join(f"{kind[1:]}, CPU ms | ratio to dense |" for kind in kinds))
+    print("| --- |" + " ---: | ---: |" * len(kinds))
     rival = DENSE
     for name in (*rows, FLOOR):
         rival = name if name.startswith("dense") else DENSE if name == FLOOR else rival
         cells = []
-        for kind in (FORWARD, BOTH):
+        for kind in kinds:
             mine, other = times[name + kind], times[rival + kind]
             cells.append(f"{1e3 * statistics.median(mine):.2f} | {ratio(mine, other).median:.2f}")
         print(f"| {name} | {' | '.join(cells)} |")
     if config.json is not None:
         found = []
-        for kind in (FORWARD, BOTH):
+        for kind in kinds:
             seconds = {name: times[name + kind] for name in (*rows, FLOOR)}
             clock = "cpu" if config.device == "cpu" else "wall"
             found.append(Comparison(f"{config.batch} x {config.length} tokens{kind}", "call", seconds, OURS, PEERS, FLOOR, clock))

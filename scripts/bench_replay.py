@@ -271,12 +271,14 @@ def comparisons(rows: list[Row]) -> list[Comparison]:
             if (row.case, row.batch_size, row.operation) == (case, batch_size, operation)
             and ("prioritized" in row.library) == (operation == "sample+update")
         }
-        ours = "rlopt prioritized" if operation == "sample+update" else "rlopt uniform"
-        if ours in chosen:
+        name = "rlopt prioritized" if operation == "sample+update" else "rlopt uniform"
+        names = (name, f"{name}, reused memory") if batch_size else (name,)
+        ours = tuple(name for name in names if name in chosen)
+        if ours:
             peers = tuple(name for name in chosen if not name.startswith(("rlopt", "floor")))
             limit = LIMIT if LIMIT in chosen and operation == "sample" else None
             what = f"{case}, {operation}" + (f" of {batch_size}" if batch_size else "")
-            found.append(Comparison(what, operation, chosen, (ours,), peers, limit))
+            found.append(Comparison(what, operation, chosen, ours, peers, limit))
     return found
 
 

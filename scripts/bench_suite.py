@@ -8,8 +8,8 @@ round, with their range. Times are CPU times of one thread; on an accelerator, t
 Written to the folder: `suite.json` (all numbers of all rounds, machine, versions), `suite.svg`, and what each part printed.
 
 Commands:
-    scripts/bench            # everything, about half an hour
-    scripts/bench --quick    # about five minutes
+    scripts/bench            # everything
+    scripts/bench --quick    # about five minutes on a quiet machine
     scripts/bench all --parts replay agents
 """
 
@@ -53,7 +53,7 @@ class Part:
 
 _LOCOPROP = ("--only", "T = 5", "closed")
 _LENGTHS = ("--only", "favor+, chunks", "elu + 1", "--max-toeplitz", "0", "--no-decoding", "--lengths")
-_ONE_TOKEN = ("--batch", "1", "--length", "1")
+_ONE_TOKEN = ("--batch", "1", "--length", "1", "--no-backward", "--block-seconds", "0.02")
 # A new part is a line here.
 PARTS = {
     "replay": Part("replay", (), ("--quick", "--cases", "vector", "frames", "--batch-sizes", "256"), "--output", has_device=False),
@@ -63,7 +63,7 @@ PARTS = {
     "locoprop": Part("locoprop", _LOCOPROP, (*_LOCOPROP, "--num-rounds", "3")),
     "attention": Part("attention", (*_LENGTHS, "1024", "4096", "16384"), (*_LENGTHS, "1024", "4096", "--num-rounds", "5")),
     "moe": Part("moe", (), ("--num-rounds", "5")),
-    "moe_one_token": Part("moe", (*_ONE_TOKEN, "--num-rounds", "301"), (*_ONE_TOKEN, "--num-rounds", "51")),
+    "moe_one_token": Part("moe", _ONE_TOKEN, (*_ONE_TOKEN, "--num-rounds", "5")),
     "envs": Part("envs", (), ("--num-rounds", "3", "--round-seconds", "0.02", "--num-envs", "16"), has_device=False),
 }
 

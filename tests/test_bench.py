@@ -170,6 +170,15 @@ def test_options_of_all_parts_are_those_of_their_scripts(load: Any) -> None:
             assert getattr(config, part.file_option.removeprefix("--")) == Path("x.json")
 
 
+def test_all_forms_of_adam_and_of_target_updates_run(load: Any) -> None:
+    adam = load("bench_adam")
+    for make in (adam.adams, adam.target_updates):
+        works = make("dqn", "cpu")
+        assert {adam.OURS, adam.FLOOR} < set(works)
+        for work in works.values():
+            work()
+
+
 def test_page_gets_its_tables_between_the_marks(suite: Any, load: Any, tmp_path: Path) -> None:
     suite.main(suite.Config(("good",), quick=True, folder=tmp_path))
     tables, page = load("table_performance"), tmp_path / "page.md"
