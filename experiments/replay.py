@@ -200,9 +200,11 @@ def make_task(study: ReplayStudy, env_id: str) -> Task:
 
 def variant(study: ReplayStudy, name: str) -> dict[str, Any]:
     """Return the options of a replay."""
-    config = getattr(study, name, None) or REPLAYS[name].config_class()
+    options = dataclasses.asdict(getattr(study, name, None) or REPLAYS[name].config_class())
+    if options.get("rescore_after") == IntrospectiveConfig.rescore_after:
+        del options["rescore_after"]  # studies that were begun before there was this option go on
     factor = study.prioritized_lr_factor if name == "prioritized" else 1.0
-    return {"replay": name, "replay_options": dataclasses.asdict(config), "learning_rate_factor": factor}
+    return {"replay": name, "replay_options": options, "learning_rate_factor": factor}
 
 
 def preset_options(preset: PresetName, env_id: str, agent: str) -> AgentOptions:
