@@ -21,7 +21,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from rlopt import agents
 from rlopt.agents import Checkpoints
 from rlopt.replay import REPLAYS
-from rlopt.study import Recorder
+from rlopt.study import Recorder, StackedRunsError
 from rlopt.study.runs import update_manifest
 
 AGENTS: dict[str, type[OffPolicyAlgorithm]] = {
@@ -42,16 +42,31 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         seed: Seed of the agent; evaluations use seeds of their own, derived from it.
         folder: Where progress.csv and TensorBoard events go.
     """
-    agent = make_agent(config, seed)
-    evaluation = Evaluation(
-        Recorder(folder),
-        partial(gym.make, config["env_id"]),
-        total_timesteps=config["total_timesteps"],
-        num_evaluations=config["num_evaluations"],
-        num_episodes=config["eval_episodes"],
-        seed=seed,
-    )
-    learn(agent, config["total_timesteps"], folder, evaluation)
+    learn(make_agent(config, seed), config["total_timesteps"], folder, make_evaluation(config, seed, folder))
+
+
+def train_stacked(configs: Sequence[dict[str, Any]], seeds: Sequence[int], folders: Sequence[Path]) -> None:
+    """Train and evaluate several seeds together; the stacked function of the study.
+
+    Args:
+        configs: Those of `train`, equal but for their seeds, with `fast`.
+        seeds: Seed of each run.
+        folders: Folder of each run.
+
+    Raises:
+        StackedRunsError: If runs failed; the others are finished.
+    """
+    config_of = dict(zip(seeds, configs, strict=True))
+    total_timesteps = configs[0]["total_timesteps"]
+    stack = agents.StackedAgents(lambda seed: make_agent(config_of[seed], seed), seeds)
+    evaluations = [make_evaluation(*run) for run in zip(configs, seeds, folders, strict=True)]
+    checkpoints = [begin(agent, total_timesteps, folder) for agent, folder in zip(stack.agents, folders, strict=True)]
+    stack.learn(total_timesteps, callbacks=evaluations, log_interval=10, checkpoints=checkpoints)
+    for index, (agent, folder) in enumerate(zip(stack.agents, folders, strict=True)):
+        if index not in stack.errors:
+            end(agent, checkpoints[index], folder)
+    if stack.errors:
+        raise StackedRunsError({seeds[index]: error for index, error in stack.errors.items()})
 
 
 def make_agent(config: dict[str, Any], seed: int, env: gym.Env[Any, Any] | None = None) -> OffPolicyAlgorithm:
@@ -80,6 +95,18 @@ def make_agent(config: dict[str, Any], seed: int, env: gym.Env[Any, Any] | None 
     )
 
 
+def make_evaluation(config: dict[str, Any], seed: int, folder: Path) -> Evaluation:
+    """Build the callback of a run."""
+    return Evaluation(
+        Recorder(folder),
+        partial(gym.make, config["env_id"]),
+        total_timesteps=config["total_timesteps"],
+        num_evaluations=config["num_evaluations"],
+        num_episodes=config["eval_episodes"],
+        seed=seed,
+    )
+
+
 def learn(agent: Any, total_timesteps: int, folder: Path, evaluation: PeriodicEvaluation, log_interval: int | None = 10) -> None:
     """Train an agent of rlopt, from the newest checkpoint in the folder of the run if it was stopped before.
 
@@ -90,9 +117,20 @@ def learn(agent: Any, total_timesteps: int, folder: Path, evaluation: PeriodicEv
         evaluation: The callback.
         log_interval: As in Stable-Baselines3.
     """
+    checkpoints = begin(agent, total_timesteps, folder)
+    agent.learn(total_timesteps, callback=evaluation, log_interval=log_interval, checkpoints=checkpoints)
+    end(agent, checkpoints, folder)
+
+
+def begin(agent: Any, total_timesteps: int, folder: Path) -> Checkpoints:
+    """Give an agent the log of its run, and return where its checkpoints go."""
     checkpoints = Checkpoints(folder / "checkpoint", every=max(total_timesteps // 20, 1))
     agent.set_logger(continued_logger(folder, checkpoints.num_timesteps))
-    agent.learn(total_timesteps, callback=evaluation, log_interval=log_interval, checkpoints=checkpoints)
+    return checkpoints
+
+
+def end(agent: Any, checkpoints: Checkpoints, folder: Path) -> None:
+    """Close the log of a run that is done, and remove its checkpoints."""
     agent.logger.close()
     if checkpoints.restarts_episodes is not None:
         update_manifest(folder, restarts_episodes=checkpoints.restarts_episodes)

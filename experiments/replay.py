@@ -12,6 +12,7 @@ Examples:
     python experiments/replay.py --env-id LunarLander-v3 --replays uniform prioritized reverse introspective --seeds 10
     python experiments/replay.py --replays uniform prioritized --search 16 --pruner median
     python experiments/replay.py --env-id Pendulum-v1 --agent sac --replays uniform introspective --introspective.mix 0.3
+    python experiments/replay.py --seeds 10 --stack-seeds 10
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class ReplayStudy:
     seeds: int = 5
     """Runs of each replay on each environment, > 0; seeds 0, 1, ..."""
     jobs: Jobs = None
-    """Runs at a time, > 0, each in a process with one thread."""
+    """Processes at a time, > 0, each with one thread and one run, or as many as --stack-seeds says."""
     machines: Annotated[Machines, arg(name="")] = field(default_factory=Machines)
     """Where the runs are."""
     output: Annotated[Path, arg(metavar="RUNS")] = Path("runs")
@@ -82,6 +83,8 @@ class ReplayStudy:
     """Where networks live: cpu, cuda, ..."""
     fast: bool = False
     """Whether agents learn and act in their fast form: the same up to rounding, in less time; for perceptrons on vectors."""
+    stack_seeds: int = 1
+    """Seeds of a replay and environment that one process trains together, > 0; needs --fast and implies it."""
     tuning: Annotated[SearchOptions, arg(name="")] = field(default_factory=SearchOptions)
     """Search of the learning rate and of the main options of each replay"""
     options: Annotated[AgentOptions, arg(name="")] = field(default_factory=AgentOptions)
@@ -100,7 +103,7 @@ class ReplayStudy:
     """Hindsight replay"""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "jobs", "num_evaluations", "eval_episodes", "prioritized_lr_factor"):
+        for name in ("seeds", "jobs", "num_evaluations", "eval_episodes", "stack_seeds", "prioritized_lr_factor"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be > 0, got {value}")
@@ -149,8 +152,11 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
     def searched(task: Task) -> dict[str, dict[str, Any]]:
         return {name: with_ranges(options, str(task.config["agent"])) for name, options in variants.items()}
 
+    place, stacked = Path(__file__).resolve().parent / "_training.py", {}
+    if study.stack_seeds > 1:
+        stacked = {"stacked_function": f"{place}:train_stacked", "stack_seeds": study.stack_seeds}
     return {
-        "function": f"{Path(__file__).resolve().parent / '_training.py'}:train",
+        "function": f"{place}:train",
         "tasks": tasks,
         "variants": variants if search is None else searched,
         "seeds": study.seeds,
@@ -159,12 +165,14 @@ def prepare(arguments: Sequence[str]) -> dict[str, Any]:
         "jobs": study.jobs,
         "machines": study.machines,
         "search": search,
+        **stacked,
     }
 
 
 def parse(arguments: Sequence[str]) -> ReplayStudy:
     """Read the command line; what is not given comes from the preset."""
-    return parse_with_presets(ReplayStudy, PRESETS, "tuned", arguments, __doc__)
+    study = parse_with_presets(ReplayStudy, PRESETS, "tuned", arguments, __doc__)
+    return dataclasses.replace(study, fast=True) if study.stack_seeds > 1 else study
 
 
 def make_task(study: ReplayStudy, env_id: str) -> Task:
@@ -192,9 +200,11 @@ def make_task(study: ReplayStudy, env_id: str) -> Task:
 
 def variant(study: ReplayStudy, name: str) -> dict[str, Any]:
     """Return the options of a replay."""
-    config = getattr(study, name, None) or REPLAYS[name].config_class()
+    options = dataclasses.asdict(getattr(study, name, None) or REPLAYS[name].config_class())
+    if options.get("rescore_after") == IntrospectiveConfig.rescore_after:
+        del options["rescore_after"]  # studies that were begun before there was this option go on
     factor = study.prioritized_lr_factor if name == "prioritized" else 1.0
-    return {"replay": name, "replay_options": dataclasses.asdict(config), "learning_rate_factor": factor}
+    return {"replay": name, "replay_options": options, "learning_rate_factor": factor}
 
 
 def preset_options(preset: PresetName, env_id: str, agent: str) -> AgentOptions:
@@ -218,6 +228,8 @@ def refuse_options_without_effect(study: ReplayStudy, agents: Sequence[str]) -> 
         ValueError: Naming the option.
     """
     study.tuning.check()
+    if study.stack_seeds > 1 and study.tuning.search is not None:
+        raise ValueError("stack_seeds must be 1 with search, whose trials have one seed each; drop one of the two options")
     for name in REPLAYS:
         if name not in study.replays and hasattr(study, name):
             changed = _changes(getattr(study, name))

@@ -9,6 +9,7 @@ Commands:
     scripts/bench replay --quick                  # smaller buffers, shorter blocks
     scripts/bench replay --frame-capacity 100000  # 11 GB per library: measured one after the other
     scripts/bench replay --cases phase            # only the cost of a phase of introspective replay
+    scripts/bench replay --cases loop             # only its cost per environment step
 """
 
 import gc
@@ -26,6 +27,7 @@ import torch as th
 import tyro
 from _bench import Comparison, Work, take_turns, write_json
 from _bench_buffers import BUFFERS, Buffer, StableBaselines3, Transitions
+from _bench_introspective import LoopCost, format_loop, measure_loop
 
 MEMORY_SHARE = 0.6  # of the free memory that all buffers together may take
 PHASE_STEPS = 500
@@ -39,12 +41,19 @@ class Config:
 
     quick: bool = False
     """Smaller buffers (a tenth of the capacities) and shorter blocks."""
-    cases: tuple[Literal["vector", "frames", "phase"], ...] = ("vector", "frames", "phase")
-    """Data of 17 floats, frames of 84x84x4 bytes, and the cost of a phase of introspective replay."""
+    cases: tuple[Literal["vector", "frames", "phase", "loop"], ...] = ("vector", "frames", "phase", "loop")
+    """Data of 17 floats, frames of 84x84x4 bytes, the cost of a phase of introspective replay, and that of an environment step of
+    DQN with it."""
     vector_capacity: int = 100_000
     """Transitions in a buffer of vectors."""
     frame_capacity: int = 20_000
     """Transitions in a buffer of frames; each takes 56 kB in the plain layout."""
+    loop_capacity: int = 1_000_000
+    """Transitions in the memory of an agent."""
+    loop_phases: tuple[int, ...] = (64, 256)
+    """Steps of an agent's learning phase."""
+    rescore_after: tuple[int, ...] = (1, 64, 256)
+    """Values of the option of introspective replay; 1 scores everything in each phase."""
     batch_sizes: tuple[int, ...] = (32, 256, 4096)
     """Transitions per sample."""
     num_blocks: int = 7
@@ -65,7 +74,7 @@ class Config:
 
     def capacity(self, case: str) -> int:
         """Return the transitions in a buffer of a case."""
-        full = self.frame_capacity if case == "frames" else self.vector_capacity
+        full = {"frames": self.frame_capacity, "loop": self.loop_capacity}.get(case, self.vector_capacity)
         return full // 10 if self.quick else full
 
     @property
@@ -277,8 +286,12 @@ def main(config: Config) -> None:
     """Measure, print the table, write the numbers."""
     th.set_num_threads(1)
     th.manual_seed(0)
-    rows = [row for case in config.cases if case != "phase" for row in measure(config, case)]
+    rows = [row for case in config.cases if case in ("vector", "frames") for row in measure(config, case)]
     phase = measure_phase(config) if "phase" in config.cases else None
+    loop: list[LoopCost] = []
+    if "loop" in config.cases:
+        capacity = config.capacity("loop")
+        loop = measure_loop(capacity, config.loop_phases, config.rescore_after, config.num_blocks)
     if rows:
         print(describe(config, rows) + "\n")
         print(format_table(rows, config.batch_sizes))
@@ -289,7 +302,18 @@ def main(config: Config) -> None:
             f"{phase.forward_passes:.1f} ms, gathering and selection alone {phase.gather_and_select:.1f} ms "
             f"({phase.share_of_selection:.1%})."
         )
-    more = {"settings": asdict(config), "rows": [asdict(row) for row in rows], "phase": asdict(phase) if phase else None}
+    if loop:
+        print(
+            f"\nCPU microseconds per environment step of DQN, one thread: two hidden layers of 64, batch 64, an update per step of "
+            f"CartPole-v1, a full memory of {loop[0].capacity:,} transitions; median of {config.num_blocks} blocks, in brackets "
+            f"the time relative to uniform replay in the same turn.\n\n{format_loop(loop)}"
+        )
+    more = {
+        "settings": asdict(config),
+        "rows": [asdict(row) for row in rows],
+        "phase": asdict(phase) if phase else None,
+        "loop": [asdict(row) for row in loop],
+    }
     write_json(config.output, comparisons(rows), **more)
     print(f"\nAll numbers: {config.output}")
 

@@ -44,8 +44,8 @@ TORCH_DRAWS = {
 }  # fmt: skip
 
 
-# It stands in for a method of Stable-Baselines3 that draws so, and has to draw the same.
-LIKE_STABLE_BASELINES3 = {"rlopt.agents.fast.learning": ["numpy.random.rand"]}
+# It goes on, for each agent, from the state that Stable-Baselines3 gave NumPy's global generator.
+LIKE_STABLE_BASELINES3 = {"rlopt.agents.stacked": ["numpy.random.RandomState"]}
 
 
 def library_modules(root: Path = ROOT) -> dict[str, Path]:

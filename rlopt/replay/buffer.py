@@ -458,6 +458,9 @@ class Replay(ReplayBuffer):
             "action_space": str(self.action_space),
         }
 
+    def _default_options(self) -> dict[str, Any]:
+        return {} if self.sampler.config is None else asdict(type(self.sampler.config)())
+
     def state_dict(self, copy: bool = True) -> dict[str, Any]:
         """Everything: transitions, sampler, generator and counters. A buffer that loads it goes on exactly as this one.
 
@@ -484,6 +487,8 @@ class Replay(ReplayBuffer):
             raise ValueError("This is not the state of a replay buffer: it has no signature.")
         for name, mine in self._signature().items():
             theirs = state["signature"].get(name)
+            if name == "options" and isinstance(theirs, Mapping):  # an option that is newer than the state had its default
+                theirs = {**self._default_options(), **theirs}
             if theirs != mine:
                 raise ValueError(
                     f"The saved replay buffer has {name}={theirs!r}, this one {mine!r}: build it with the same options."

@@ -152,9 +152,7 @@ class IntrospectiveSampler(Sampler):
     def clear(self) -> None:
         """Forget the phase."""
         self.pivots = self.pending = np.empty(0, np.int64)
-        self.num_pivots_used = self.draws_left = self.num_added = 0
-        if self.known is not None:
-            self.known.clear()
+        self.num_pivots_used = self.draws_left = self.num_added = 0  # all scores are of what came before
 
     def state_dict(self) -> dict[str, Any]:
         """The phase, and the scores of earlier ones if they are used."""

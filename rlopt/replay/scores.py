@@ -67,21 +67,15 @@ class ScoreTable:
         self._due_at[slots[new]] = self.phase + 1 + np.arange(num_new) * self.period // max(num_new, 1)
         self.phase += 1
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._scores[:] = 0.0
-        self._due_at[:] = 0
-        self.phase = 1
-
     def state_dict(self, num: int) -> dict[str, Any]:
         """The scores of the slots 0..num-1."""
         return {"scores": self._scores[:num].copy(), "due_at": self._due_at[:num].copy(), "phase": self.phase}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state of a table of the same size and period."""
-        self.clear()
-        self._scores[: len(state["scores"])] = state["scores"]
-        self._due_at[: len(state["due_at"])] = state["due_at"]
+        for table, name in ((self._scores, "scores"), (self._due_at, "due_at")):
+            table[: len(state[name])] = state[name]
+            table[len(state[name]) :] = 0
         self.phase = int(state["phase"])
 
 

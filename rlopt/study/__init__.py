@@ -34,6 +34,7 @@ from rlopt.study.ranges import Range
 from rlopt.study.runner import run_study
 from rlopt.study.runs import Recorder
 from rlopt.study.search import SearchStoppedError, tune
+from rlopt.study.stacking import StackedRunsError
 from rlopt.study.statistics import iqm, mean, median, optimality_gap, performance_profile, sample_efficiency
 from rlopt.study.task import Costs, Task
 from rlopt.study.trials import Trial, Tuned
@@ -46,6 +47,7 @@ __all__ = [
     "Range",
     "Recorder",
     "SearchStoppedError",
+    "StackedRunsError",
     "Task",
     "Trial",
     "Tuned",

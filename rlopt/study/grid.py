@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,16 +82,44 @@ def expand(folder: Path, tasks: Sequence[Task], variants: Mapping[str, Mapping[s
     return runs
 
 
-def part_of(runs: Sequence[Run], number: int, count: int) -> list[Run]:
+def groups_of(runs: Iterable[Run], size: int) -> list[list[Run]]:
+    """Return the runs in groups of one task and variant each, which one process can do together.
+
+    A group has `size` runs, the last one of a task and variant what is left; groups are in the order of their first runs.
+
+    Args:
+        runs: Runs in any order, which is kept in the groups.
+        size: Most runs of a group, >= 1.
+    """
+    groups: list[list[Run]] = []
+    open_groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        key = (run.task, run.variant)
+        if key not in open_groups or len(open_groups[key]) == size:
+            open_groups[key] = []
+            groups.append(open_groups[key])
+        open_groups[key].append(run)
+    return groups
+
+
+def name_of(group: Sequence[Run]) -> str:
+    """Return what a group of runs is called, for instance `CartPole-v1 / uniform / seeds 0, 1, 2`."""
+    if len(group) == 1:
+        return str(group[0])
+    return f"{group[0].task} / {group[0].variant} / seeds {', '.join(str(run.seed) for run in group)}"
+
+
+def part_of(runs: Sequence[Run], number: int, count: int, stack_seeds: int = 1) -> list[Run]:
     """Return one of `count` parts of the runs, in their order.
 
-    The parts are disjoint, together they are all runs, their sizes differ by one at most, and each has about its share of every
-    variant, task and seed. They depend on nothing but the runs, so that every machine finds the same ones.
+    The parts are disjoint, together they are all runs, their sizes differ by `stack_seeds` at most, and each has about its share of
+    every variant, task and seed. They depend on nothing but these arguments, so that every machine finds the same ones.
 
     Args:
         runs: The runs of a grid.
         number: Which part, 1, ..., `count`.
         count: Parts, >= 1.
+        stack_seeds: Runs of one task and variant that stay together, those of `groups_of`.
 
     Raises:
         ValueError: If the number or the count is out of its range.
@@ -100,15 +128,16 @@ def part_of(runs: Sequence[Run], number: int, count: int) -> list[Run]:
         raise ValueError(f"shard must be I/N with 1 <= I <= N, got {number}/{count}")
     sizes = [0] * count
     shares: list[Counter[Any]] = [Counter() for _ in range(count)]  # of what a part has how many
-    found = []
-    for run in runs:
-        features = [(run.task, run.variant), ("variant", run.variant), ("task", run.task)]
+    found: set[Path] = set()
+    for group in groups_of(runs, stack_seeds):
+        task, variant = group[0].task, group[0].variant
+        features = [(task, variant), ("variant", variant), ("task", task)]
         part = min(range(count), key=lambda i: (sizes[i], *(shares[i][feature] for feature in features)))
-        sizes[part] += 1
+        sizes[part] += len(group)
         shares[part].update(features)
         if part == number - 1:
-            found.append(run)
-    return found
+            found.update(run.folder for run in group)
+    return [run for run in runs if run.folder in found]
 
 
 def folder_name(name: str) -> str:

@@ -25,12 +25,17 @@ def cost(results: StudyResults) -> list[Block]:
                 (entry.name, variant, f"{np.median(wall):.1f}", f"{min(wall):.1f} to {max(wall):.1f}",
                  f"{np.median(cpu):.1f}", f"{entry.total_steps / np.median(wall):,.0f}", f"{max(peaks):,.0f}" if peaks else "")
             )  # fmt: skip
+    shared = sum(run.status == "finished" and run.manifest.get("runs_in_process", 1) > 1 for run in results.runs)
+    stacked = (
+        f" {shared} of the runs shared a process with others: their CPU seconds are those of the process divided by the number of "
+        "its runs, their wall seconds and memory those of the process."
+    )
     header = ("task", "variant", "wall s, median", "range", "CPU s, median", "steps per wall s", "peak memory MiB, largest")
     return [
         Heading("Cost"),
         Paragraph(
             "Of one finished run with one thread, evaluations included; runs at the same time share the machine. Memory is that of "
-            "the process, with its libraries and without processes that it starts."
+            "the process, with its libraries and without processes that it starts." + (stacked if shared else "")
         ),
         Table(header, tuple(rows), text_columns=2),
     ]

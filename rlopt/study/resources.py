@@ -31,7 +31,7 @@ class Usage(NamedTuple):
         step: Steps done.
         steps_per_second: Of the last half minute, in the last row of a run on average over its process; None before
             two steps are known.
-        cpu_seconds: CPU time of the process so far.
+        cpu_seconds: CPU time of the process so far, divided by the number of runs that share it.
         rss_bytes: Memory of the process that is in RAM.
         peak_rss_bytes: The most that it was.
     """
@@ -45,10 +45,14 @@ class Usage(NamedTuple):
 
 
 class Meter:
-    """Measures this process."""
+    """Measures what a run uses of this process.
 
-    def __init__(self) -> None:
-        self._process = psutil.Process()
+    Args:
+        runs_in_process: Runs that share the process, each with an equal part of its CPU time.
+    """
+
+    def __init__(self, runs_in_process: int = 1) -> None:
+        self._process, self._runs = psutil.Process(), runs_in_process
         self._points: deque[tuple[float, int]] = deque()
 
     def measure(self, step: int) -> Usage:
@@ -67,7 +71,7 @@ class Meter:
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             step=step,
             steps_per_second=steps_per_second,
-            cpu_seconds=round(time.process_time(), 3),
+            cpu_seconds=round(time.process_time() / self._runs, 3),
             rss_bytes=rss,
             peak_rss_bytes=max(_peak_rss(), rss),
         )

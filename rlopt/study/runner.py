@@ -20,6 +20,7 @@ from rlopt.study.machine import command_line
 from rlopt.study.record import update_study
 from rlopt.study.runs import DONE, announce, check_config, read_status, summarise
 from rlopt.study.schedule import Schedule
+from rlopt.study.stacking import StackedFunction
 from rlopt.study.task import Task
 from rlopt.study.worker import RunFunction
 
@@ -39,6 +40,8 @@ def run_study(
     launcher: str | Launcher = "local",
     shard: tuple[int, int] | None = None,
     retries: int = 3,
+    stacked_function: str | StackedFunction | None = None,
+    stack_seeds: int | None = None,
 ) -> int:
     """Run every variant on every task with every seed, each in a fresh process with one thread.
 
@@ -48,6 +51,11 @@ def run_study(
 
     Several commands may work on one folder at the same time, on one machine or on several that share the disk: no run is done by
     two of them, and each returns when all runs that it was asked for have ended, whoever did them.
+
+    With `stack_seeds` one process does several seeds of one task and variant together, for functions that do this in less time than
+    one after the other. Each run keeps its folder and all that is in it. Its config does not depend on that, so a study may go on
+    with another number than it was begun with. CPU seconds of a run are then those of its process divided by the number of runs
+    that share it, which its manifest tells (`runs_in_process`); wall seconds and memory are those of the process.
 
     Args:
         function: What a run does: a function `(config, seed, folder) -> None` at the top level of a module, or its
@@ -66,6 +74,12 @@ def run_study(
         shard: (i, n) to do the i-th of n parts of the runs only, i = 1, ..., n, so that commands on n machines share them.
         retries: How often a run is started again, from its checkpoint if it has one, when its process was killed or stopped from
             outside, or its machine was lost; >= 0. A run that ends with an error is not started again.
+        stacked_function: What a process with several runs does: a function `(configs, seeds, folders) -> None`, given like
+            `function`. Some of its runs may have left a checkpoint, and others not. If some fail, it goes on with the others and
+            raises a `StackedRunsError` that names them at its end; any other exception fails all of its runs. A process with a
+            single run calls `function`.
+        stack_seeds: Seeds of one task and variant that a process does together at most, >= 1; None: 1. They stay together in a
+            `shard`.
 
     Returns:
         An exit status: 0 if all runs are finished, 1 if a run failed, 130 or 143 if stopped by SIGINT or SIGTERM.
@@ -84,12 +98,20 @@ def run_study(
         raise ValueError(f"seeds must be >= 1, got {seeds}")
     if baseline is not None and baseline not in variants:
         raise ValueError(f"baseline must be one of {', '.join(variants)}, got {baseline}")
-    place = function if isinstance(function, str) else _place(function)
+    if stack_seeds is not None and stack_seeds < 1:
+        raise ValueError(f"stack_seeds must be >= 1, got {stack_seeds}")
+    if stack_seeds is not None and stack_seeds > 1 and stacked_function is None:
+        raise ValueError(f"stacked_function must be given for stack_seeds = {stack_seeds}, got None")
+    if stack_seeds is None and stacked_function is not None:
+        raise ValueError("stacked_function has no effect without stack_seeds; give the number of seeds or drop the function")
+    place, stacked_place = _place(function, "function"), None
+    if stacked_function is not None:
+        stacked_place = _place(stacked_function, "stacked_function")
     launcher = make_launcher(launcher)
     if jobs is None and isinstance(launcher, Local):
         jobs = 1
     grid = expand(folder, tasks, variants, range(seeds) if isinstance(seeds, int) else seeds)
-    runs = grid if shard is None else part_of(grid, *shard)
+    runs = grid if shard is None else part_of(grid, *shard, stack_seeds or 1)
     part = "" if shard is None else f" in part {shard[0]} of {shard[1]}"
     console = Console()
     command = command_line()
@@ -101,7 +123,17 @@ def run_study(
         update_study(folder, tasks, list(variants), baseline, command)
     with _Signals() as signals, launcher.connect(folder) as start, make_display(console) as display:
         signals.install()  # again: Ray has handlers of its own
-        schedule = Schedule(runs, start, place, command, jobs=jobs, retries=retries, display=display)
+        schedule = Schedule(
+            runs,
+            start,
+            place,
+            command,
+            stacked_function=stacked_place,
+            stack_seeds=stack_seeds or 1,
+            jobs=jobs,
+            retries=retries,
+            display=display,
+        )
         if schedule.num_settled:
             display.say(f"{schedule.num_settled} of {len(runs)} runs{part} are finished already.")
         try:
@@ -142,16 +174,18 @@ class _Signals:
         self.received = number
 
 
-def _place(function: RunFunction) -> str:
-    """Return where a fresh process finds the function."""
+def _place(function: str | RunFunction | StackedFunction, what: str) -> str:
+    """Return where a fresh process finds the function that is the parameter `what`."""
+    if isinstance(function, str):
+        return function
     name = getattr(function, "__qualname__", "")
     module = sys.modules.get(getattr(function, "__module__", ""))
     if not name.isidentifier() or module is None:
-        raise ValueError(f"function must be defined at the top level of a module, got {name or function!r}")
+        raise ValueError(f"{what} must be defined at the top level of a module, got {name or function!r}")
     if module.__name__ != "__main__":
         return f"{module.__name__}:{name}"
     if module.__spec__ is not None:
         return f"{module.__spec__.name}:{name}"
     if not getattr(module, "__file__", None):
-        raise ValueError(f"function must be in a file, got {name} of an interactive interpreter")
+        raise ValueError(f"{what} must be in a file, got {name} of an interactive interpreter")
     return f"{Path(str(module.__file__)).resolve()}:{name}"

@@ -49,7 +49,7 @@ class Live(NamedTuple):
         score: Its last evaluation, None before the first.
         start_step: Step at which its process began: 0, or the first that it told if it goes on from a checkpoint.
         steps_per_second: Of the last half minute.
-        cpu_seconds: CPU time of its process.
+        cpu_seconds: CPU time of its process, divided by the number of runs that share it.
         rss_bytes: Memory of its process.
         peak_rss_bytes: The most that it was.
     """
@@ -88,7 +88,7 @@ class Recorder:
         self._rows = read_evaluations(folder)
         self._start = time.monotonic() - (self._rows[-1].seconds if self._rows else 0.0)
         self._live_time, self._log_time = -_LIVE_SECONDS, time.monotonic()
-        self._meter = Meter()
+        self._meter = Meter(read_manifest(folder).get("runs_in_process", 1))
         self._start_step = None if self._rows or (folder / "checkpoint").is_dir() else 0
         self._rule = read_rule(folder)
         for count in range(1, len(self._rows) + 1):  # a run that was stopped while it was judged

@@ -45,9 +45,11 @@ AGENTS: dict[str, Any] = {
     "dqn_weight_decay": lambda **o: discrete(policy_kwargs={"optimizer_kwargs": {"weight_decay": 0.1, "eps": 1e-5}}, **o),
     "dqn_schedule": lambda **o: discrete(**o | {"learning_rate": lambda progress: 1e-3 * progress}),
     "td3": lambda **o: continuous(TD3, action_noise=noise(), **o),
+    "td3_tanh": lambda **o: continuous(TD3, policy_kwargs={"activation_fn": nn.Tanh}, action_noise=noise(), **o),
     "td3_prioritized": lambda **o: continuous(TD3, replay_buffer_class=PrioritizedReplay, n_steps=3, **o),
     "ddpg": lambda **o: continuous(DDPG, **o),
     "sac": lambda **o: continuous(SAC, **o),
+    "sac_tanh": lambda **o: continuous(SAC, policy_kwargs={"activation_fn": nn.Tanh}, **o),
     "sac_fixed": lambda **o: continuous(SAC, ent_coef=0.2, target_update_interval=2, **o),
     "sac_normalize": lambda **o: continuous(SAC, VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=1)), **o),
 }

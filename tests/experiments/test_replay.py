@@ -113,6 +113,10 @@ def main_error(capsys, *arguments):
             "InvertedDoublePendulum-v5 with preset paper, got Pendulum-v1; use preset tuned",
         ),
         (["--device", "abacus"], "error: device must be one that this machine has, got abacus"),
+        (
+            ["--stack-seeds", "4", "--search", "4"],
+            "error: stack_seeds must be 1 with search, whose trials have one seed each; drop one of the two options",
+        ),
     ],
 )
 def test_wrong_input_gives_one_line(tmp_path, capsys, arguments, message):
@@ -125,6 +129,7 @@ def test_wrong_input_gives_one_line(tmp_path, capsys, arguments, message):
     [
         (["--seeds", "0"], "seeds must be > 0, got 0"),
         (["--jobs", "0"], "jobs must be > 0, got 0"),
+        (["--stack-seeds", "0"], "stack_seeds must be > 0, got 0"),
         (["--eval-episodes", "-1"], "eval_episodes must be > 0, got -1"),
         (["--learning-rate", "-1"], "learning_rate must be > 0, got -1.0"),
         (["--gamma", "1.1"], "gamma must be in (0, 1], got 1.1"),
@@ -193,6 +198,15 @@ def test_default_names_tell_studies_apart():
     assert name("--introspective.mix", "0.3") == "tuned_CartPole-v1_introspective.mix=0.3"
     # More seeds or replays belong to the same study.
     assert name("--seeds", "9", "--replays", "uniform") == "tuned_CartPole-v1"
+
+
+def test_stacked_seeds_are_those_of_the_fast_form_in_the_same_study():
+    stacked, fast = replay.prepare(["--stack-seeds", "5"]), replay.prepare(["--fast"])
+    function, number = stacked.pop("stacked_function"), stacked.pop("stack_seeds")
+    assert (function, number) == (stacked["function"] + "_stacked", 5)
+    assert stacked == fast
+    assert stacked["tasks"][0].config["fast"] is True
+    assert replay.prepare(["--stack-seeds", "1"]) == replay.prepare([])
 
 
 def test_each_replay_has_a_variant():

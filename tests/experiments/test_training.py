@@ -227,7 +227,7 @@ def test_run_that_meets_nan_fails_with_one_line_and_keeps_its_checkpoint(tmp_pat
     gym.register("Broken-v0", Broken)
     write_json(tmp_path / "config.json", {**CONFIG, "env_id": "Broken-v0", "seed": 3})
     try:
-        assert execute(tmp_path, f"{_training.__file__}:train", "a command", 1) == 1
+        assert execute({tmp_path: 1}, f"{_training.__file__}:train", "a command") == 1
     finally:
         del gym.registry["Broken-v0"]
     manifest = read_manifest(tmp_path)

@@ -241,6 +241,31 @@ def test_with_scores_of_earlier_phases_only_new_old_and_large_ones_are_made_in_o
     # The oldest quarter of the first phase, slots 4 to 23; four large ones for one pivot; and what is new.
     assert seen[-1] == [*range(10, 24), *range(76, 80), *range(4, 10)]
     assert replay.sample(1).indices.tolist() == [79]
+    for add in history.adds[45:48]:  # slots 10 to 15, scored a phase ago with another content
+        add.to(replay)
+    replay.begin_phase(1, td_error)
+    assert seen[-1] == [*range(24, 44), *range(76, 80), *range(4, 6), *range(10, 16)]  # 4, 5: new ones are spread over 4 phases
+
+
+def test_pivots_that_keep_a_distance_are_found_among_more_large_scores() -> None:
+    replay, _ = filled(100, rescore_after=50, min_separation=2)
+    seen: list[list[int]] = []
+    for _ in range(2):
+        replay.begin_phase(1, recorder({slot: 100.0 + slot for slot in range(100)}, seen))
+    assert seen[-1] == [0, 1, *range(80, 100)]
+
+
+def test_scores_of_earlier_phases_are_part_of_the_state() -> None:
+    replay, _ = filled(100, rescore_after=10)
+    other, _ = filled(100, rescore_after=10)
+    both: list[list[list[int]]] = [[], []]
+    replay.begin_phase(1, recorder({slot: slot * 7.0 % 31 for slot in range(100)}, both[0]))
+    other.load_state_dict(replay.state_dict())
+    for part, seen in zip((replay, other), both, strict=True):
+        for _ in range(4):
+            part.begin_phase(2, recorder({50: 1.0}, seen))
+    assert both[0][1:] == both[1]
+    assert [len(slots) for slots in both[1]] != [100] * 4
 
 
 def test_a_pivot_is_chosen_by_a_new_score_and_an_error_that_grew_is_found_in_time() -> None:
@@ -288,6 +313,10 @@ def test_a_phase_without_errors_or_windows_leaves_the_scores_as_they_are() -> No
     replay.begin_phase(2, td_error)
     assert [len(slots) for slots in seen] == [40, 20]
     replay.reset()
+    for add in make_history(1, 30).adds:
+        add.to(replay)
+    replay.begin_phase(2, td_error)
+    assert len(seen[-1]) == 30
     assert replay.nbytes == replay.storage.nbytes + 8 * 200
 
 

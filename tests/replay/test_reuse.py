@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from rlopt.replay import REPLAYS, Replay
 from rlopt.replay.reuse import MAX_SIZES
@@ -43,6 +45,15 @@ def test_batches_are_those_of_a_replay_that_makes_them_anew(name: str, observati
             assert_batches_equal(left, right)
             for replay, batch in ((reusing, left), (anew, right)):
                 replay.update(batch.indices, batch.rewards)
+
+
+def test_normalised_batches_are_made_anew() -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", seed=0))
+    env.reset()
+    for _ in range(20):
+        env.step(np.array([[0.3]]))
+    reusing, anew = pair("uniform", make_history(0, 90, capacity=60, actions="box"))
+    assert_batches_equal(reusing.sample(8, env), anew.sample(8, env))
 
 
 def test_memory_of_a_batch_is_used_by_the_next_of_the_same_size_only() -> None:

@@ -227,3 +227,12 @@ def test_saved_state_does_not_fit_a_replay_of_other_options(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"has options=.*'alpha': 0.1.*build it with the same options"):
         make_replay("prioritized", history, alpha=0.9).load(path)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_state_from_before_there_was_an_option_fits_its_default_only() -> None:
+    history = make_history(0, 9)
+    state = make_replay("introspective", history).state_dict()
+    del state["signature"]["options"]["rescore_after"]
+    make_replay("introspective", history).load_state_dict(state)
+    with pytest.raises(ValueError, match="build it with the same options"):
+        make_replay("introspective", history, rescore_after=2).load_state_dict(state)

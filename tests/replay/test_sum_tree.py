@@ -41,6 +41,20 @@ def test_of_an_index_that_occurs_twice_the_last_value_counts() -> None:
     assert tree.total == 3.0
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 37, 64])
+def test_batches_of_random_updates_keep_sum_and_extremes(size: int) -> None:
+    rng = np.random.default_rng(size)
+    tree, values = SumTree(size), np.zeros(size)
+    for _ in range(300):
+        index = rng.integers(0, size, rng.integers(1, 2 * size + 1))
+        new = rng.integers(0, 5, len(index)).astype(float)  # often one extreme changes and the other does not
+        tree.set(index, new)
+        values[index] = new
+        above = values[values > 0]
+        assert (tree.total, tree.maximum) == (values.sum(), values.max())
+        assert tree.minimum == (above.min() if len(above) else np.inf)
+
+
 def test_a_million_random_updates_leave_the_root_equal_to_the_sum_of_the_leaves() -> None:
     rng = np.random.default_rng(0)
     tree = SumTree(10_000)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import stacked as stacked_functions
 from commands_of_studies import PLACE, executed, kill_all, start, wait_for
 
 from rlopt.study import Task, run_study
@@ -127,6 +128,15 @@ def test_a_study_on_ray_is_stopped_in_order_and_goes_on_with_another_launcher(cl
     assert [scores(tmp_path, seed) for seed in range(3)] == expected[:3]
     assert max(executed(tmp_path).values()) <= 2
     assert executed(tmp_path)[0, 1] == executed(tmp_path)[0, 2] == 1
+
+
+def test_groups_of_runs_on_ray(cluster, tmp_path):
+    (tmp_path / "fast").touch()
+    stacked = {"stacked_function": stacked_functions.PLACE + "odd_ones_fail", "stack_seeds": 3}
+    launcher = Ray(address=cluster.address)
+    assert run_study(PLACE + "walks", **STUDY, **stacked, seeds=3, folder=tmp_path, launcher=launcher) == 1
+    assert [read_status(place(tmp_path, seed)) for seed in range(3)] == ["finished", "failed", "finished"]
+    assert {read_manifest(place(tmp_path, seed))["runs_in_process"] for seed in range(3)} == {3}
 
 
 def test_a_cluster_that_is_not_there_is_named(tmp_path, monkeypatch):

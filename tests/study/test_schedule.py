@@ -141,7 +141,7 @@ def test_the_order_is_left_only_where_commands_get_in_each_others_way(tmp_path):
             return Ended(TAKEN)
 
     def begin(arguments):
-        started.append(int(arguments[0].rpartition("_")[2]))
+        started.append(int(arguments[2].rpartition("_")[2]))
         return Taken()
 
     schedule = Schedule(names, begin, "f", "c", jobs=1, retries=0, display=make_display(Console(quiet=True)))

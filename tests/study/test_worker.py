@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def work(folder, function="score_is_level", attempts=0):
-    command = worker_command([str(folder), PLACE + function, "the command", str(attempts)])
+    command = worker_command([PLACE + function, "the command", str(folder), str(attempts)])
     return subprocess.Popen(command, env={**os.environ, **worker_environment()})
 
 

@@ -15,7 +15,7 @@ from rlopt.agents.fast.td3 import TwinCritics
 
 Array = NDArray[Any]
 
-_SGEMM, PRODUCTS = numba_blas.sgemm()
+_SGEMM, _PRODUCTS = numba_blas.sgemm()
 
 
 class Arrays(NamedTuple):
@@ -114,6 +114,8 @@ class CompiledPolicy:
 class CompiledDQN:
     """Steps of S Q-networks; see `DQNGradient` for the arguments."""
 
+    products = _PRODUCTS
+
     def __init__(self, online: StackedMLP, target: StackedMLP, double_q: bool, max_grad_norm: float) -> None:
         self._online, self._target, self._widths = online.params.numpy(), target.params.numpy(), np.array(online.widths)
         self._double_q, self._max_grad_norm = double_q, float(max_grad_norm)
@@ -132,6 +134,8 @@ class CompiledDQN:
 
 class CompiledTD3:
     """Steps of S agents; see `TD3Gradient` for the arguments."""
+
+    products = _PRODUCTS
 
     def __init__(
         self,
@@ -182,6 +186,8 @@ class Drawn(NamedTuple):
 
 class CompiledSAC:
     """Steps of S agents; see `SACGradient` for the arguments."""
+
+    products = _PRODUCTS
 
     def __init__(self, actor: SquashedGaussian, critics: TwinCritics, critics_target: TwinCritics) -> None:
         self._actor, self._actor_widths = actor.network.params.numpy(), np.array(actor.network.widths)

@@ -57,6 +57,7 @@ class FastLearning:
         self._compiled: Any = None
         self._gather: Any = None
         self._values: list[dict[str, list[Any]]] = []
+        self._is_announced = False
 
     # What differs between agents
 
@@ -80,12 +81,22 @@ class FastLearning:
 
     # What does not
 
+    @property
+    def description(self) -> str:
+        """What computes the learning step."""
+        if self._compiled is None:
+            return f"torch on {self.agents[0].device}"
+        return f"numba, products by {self._compiled.products}"
+
     def train(self, gradient_steps: int, batch_size: int, running: Sequence[int] = (0,)) -> None:
         """Do a phase of learning of some agents, as their method `train` does."""
         for index in running:
             agent = self.agents[index]
+            if not self._is_announced:
+                agent.logger.log(f"Fast form of the learning step: {self.description}.")
             agent._begin_phase(gradient_steps)
             agent._update_learning_rate(self.optimizers(agent))
+        self._is_announced = True
         self._values = [defaultdict(list) for _ in self.agents]
         for gradient_step in range(gradient_steps):
             batches = {index: self._sample(self.agents[index], batch_size) for index in running if not self._has_failed(index)}

@@ -20,6 +20,9 @@ from rlopt.agents.fast.adam import AdamRows, FlatAdam, flatten
 from rlopt.agents.fast.mlp import Activation, StackedMLP, widths_and_activation
 from rlopt.agents.fast.td3 import TwinCritics
 
+# Seconds after which a process says that it compiles.
+PATIENCE = 3.0
+
 
 def check_agent(agent: Any) -> None:
     """Refuse an agent whose learning step has no fast form.
@@ -89,13 +92,13 @@ def compiled_for(networks: Sequence[StackedMLP]) -> Any:
     name = "rlopt.agents.fast.compiled"
     if name not in sys.modules:
         text = "fast=True: compiling the learning steps for this processor; later processes find them on disk."
-        timer = threading.Timer(3.0, sys.stderr.write, [text + "\n"])
+        timer = threading.Timer(PATIENCE, sys.stderr.write, [text + "\n"])
         timer.daemon = True
         timer.start()
         begin = time.monotonic()
         importlib.import_module(name)
         timer.cancel()
-        if time.monotonic() - begin > 3.0:
+        if time.monotonic() - begin > PATIENCE:
             sys.stderr.write(f"fast=True: compiled in {time.monotonic() - begin:.0f} s.\n")
     return sys.modules[name]
 

@@ -1,4 +1,4 @@
-"""What a launcher does: it starts the process of a run somewhere, and can tell when it has ended and stop it."""
+"""What a launcher does: it starts the process of a run or of a group somewhere, and can tell when it has ended and stop it."""
 
 from __future__ import annotations
 
