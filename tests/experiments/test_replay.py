@@ -271,3 +271,9 @@ def test_continuous_comparison_runs(tmp_path):
     configs = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("config.json"))]
     assert [config["agent"] for config in configs] == ["td3", "td3"]
     assert [config["replay_options"].get("alpha") for config in configs] == [None, 0.5]
+
+
+@pytest.mark.parametrize(("given", "written"), [([], None), (["--introspective.rescore-after", "8"], 8)])
+def test_an_option_newer_than_a_study_is_part_of_a_run_only_if_it_is_given(given, written):
+    study = replay.prepare(["--replays", "introspective", *given])
+    assert study["variants"]["introspective"]["replay_options"].get("rescore_after") == written

@@ -10,7 +10,8 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from rlopt.replay import REPLAYS, Replay
+from rlopt.agents import DQN, SAC, TD3
+from rlopt.replay import REPLAYS, PrioritizedReplay, Replay
 from rlopt.replay.reuse import MAX_SIZES
 from tests.replay.histories import History, assert_batches_equal, make_history, make_replay, observations_for
 
@@ -119,3 +120,20 @@ def test_scoring_a_memory_leaves_the_last_batch_as_it_is() -> None:
     reusing.begin_phase(3, td_error)
     assert len(seen[0]) == 60
     assert th.equal(batch.rewards, rewards)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(("kind", "env_id"), [(DQN, "CartPole-v1"), (TD3, "Pendulum-v1"), (SAC, "Pendulum-v1")])
+def test_agents_learn_the_same_and_log_the_same(kind: Any, env_id: str, fast: bool) -> None:
+    agents = []
+    for reuse in (False, True):
+        options = {"learning_starts": 20, "batch_size": 16, "buffer_size": 80, "policy_kwargs": {"net_arch": [16]}}
+        agent = kind(
+            "MlpPolicy", env_id, replay_buffer_class=PrioritizedReplay, replay_buffer_kwargs={"reuse_memory": reuse},
+            fast=fast, seed=0, device="cpu", **options,
+        )  # fmt: skip
+        agents.append(agent.learn(120, log_interval=10**6))
+    left, right = (agent.policy.state_dict() for agent in agents)
+    assert all(th.equal(left[name], right[name]) for name in left)
+    one, other = (agent._diagnostics.report(agent.replay_buffer) for agent in agents)
+    assert one == other
