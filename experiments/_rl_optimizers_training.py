@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch.optim import Optimizer
 
+from rlopt.files.checkpoint import remove_all
 from rlopt.optim.specs import (
     LBFGS,
     Adagrad,
@@ -126,7 +126,7 @@ def train(config: dict[str, Any], seed: int, folder: Path) -> None:
         print(f"The training diverged in step {agent.num_timesteps}: {error}")
         evaluation.give_up()
         agent.logger.close()
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        remove_all(folder / "checkpoint")
 
 
 def make_learner(config: Mapping[str, Any], seed: int) -> OffPolicyAlgorithm:

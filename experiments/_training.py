@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 from rlopt import agents
 from rlopt.agents import Checkpoints
+from rlopt.files.checkpoint import remove_all
 from rlopt.replay import REPLAYS
 from rlopt.study import Recorder, StackedRunsError
 from rlopt.study.runs import update_manifest
@@ -134,7 +134,7 @@ def end(agent: Any, checkpoints: Checkpoints, folder: Path) -> None:
     agent.logger.close()
     if checkpoints.restarts_episodes is not None:
         update_manifest(folder, restarts_episodes=checkpoints.restarts_episodes)
-    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    remove_all(checkpoints.folder)
 
 
 class PeriodicEvaluation(BaseCallback):

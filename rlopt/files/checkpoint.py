@@ -79,6 +79,15 @@ def remove_all_but(folder: Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
+def remove_all(folder: Path) -> None:
+    """Remove a folder of checkpoints in one step: a process that is killed meanwhile leaves none that is half gone."""
+    removed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed
+    if folder.is_dir():
+        folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
 def read_manifest(path: Path, kind: str | None = None, check_files: bool = True) -> dict[str, Any]:
     """Read the manifest of a checkpoint and check each of its files.
 

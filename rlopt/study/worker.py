@@ -139,7 +139,6 @@ def _finish(folder: Path, error: BaseException | None, wall: float, cpu: float, 
         outcome, code = {"status": "interrupted"}, 128 + signal.SIGTERM
     elif isinstance(error, Pruned):
         outcome = {"status": "pruned", "reason": str(error)}
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # nothing goes on from it
     elif error is not None:
         write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
         summary = " ".join(f"{type(error).__name__}: {error}".split())
@@ -156,6 +155,8 @@ def _finish(folder: Path, error: BaseException | None, wall: float, cpu: float, 
         peak_rss_bytes=usage.peak_rss_bytes,
         num_evaluations=len(rows),
     )
+    if outcome["status"] == "pruned":  # nothing goes on from it, now that it is written down
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     (folder / "live.json").unlink(missing_ok=True)
     log(folder, usage)
     if outcome["status"] == "finished" and rows:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlopt.files.checkpoint import finish, list_checkpoints, make_scratch, read_manifest, remove_all_but
+from rlopt.files.checkpoint import finish, list_checkpoints, make_scratch, read_manifest, remove_all, remove_all_but
 
 
 def write(folder: Path, step: int, text: str = "hello", **manifest: Any) -> Path:
@@ -118,3 +118,24 @@ def test_other_kinds_are_refused_and_files_need_not_be_read(tmp_path: Path) -> N
         read_manifest(path, "agent")
     cut(path / "a")
     assert read_manifest(path, check_files=False)["kind"] == "test"
+
+
+def test_removal_that_is_cut_short_leaves_nothing_behind_that_is_half_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoint"
+    (folder / "step_1").mkdir(parents=True)
+    (folder / "step_1" / "manifest.json").write_text("{}")
+
+    def killed(path: Path, **options: Any) -> None:
+        if path.exists():
+            (path / "step_1" / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlopt.files.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove_all(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    remove_all(folder)
+    assert not list(tmp_path.iterdir())
+    remove_all(folder)  # nothing is there
