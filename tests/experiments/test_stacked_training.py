@@ -56,7 +56,7 @@ def test_runs_go_on_from_different_steps(tmp_path, alone, monkeypatch):
     folders = make_folders(tmp_path / "stacked")
     kept = Checkpoints.finish
     monkeypatch.setattr(Checkpoints, "finish", lambda self, agent: None if agent.num_timesteps > 450 else kept(self, agent))
-    monkeypatch.setattr("_training.shutil.rmtree", lambda *args, **kwargs: None)
+    monkeypatch.setattr("_training.remove_all", lambda *args, **kwargs: None)
     train(FAST, SEEDS[0], folders[0])
     monkeypatch.undo()
     assert 0 < Checkpoints(folders[0] / "checkpoint").num_timesteps < 600
