@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -12,9 +13,12 @@ import pytest
 import torch as th
 
 from rlopt.agents import SAC
-from rlopt.agents.fast import networks, numba_blas, numba_dqn, numba_mlp
+from rlopt.agents.fast import compiled, networks, numba_blas, numba_dqn, numba_mlp
 from rlopt.agents.fast.adam import AdamRows, FlatAdam, flatten
+from rlopt.agents.fast.dqn import DQNGradient
 from rlopt.agents.fast.mlp import StackedMLP
+from rlopt.agents.fast.sac import SACGradient, SquashedGaussian
+from rlopt.agents.fast.td3 import TD3Gradient, TwinCritics
 from tests.agents.fast_agents import continuous, discrete
 
 
@@ -101,7 +105,10 @@ def test_process_that_compiles_says_so() -> None:
     code = """
 import sys, time
 from rlopt.agents.fast import networks
+from rlopt.agents.fast.dqn import DQNGradient
 from rlopt.agents.fast.mlp import StackedMLP
+from rlopt.agents.fast.sac import SACGradient, SquashedGaussian
+from rlopt.agents.fast.td3 import TD3Gradient, TwinCritics
 def slow(name):
     time.sleep(1.0)
     sys.modules[name] = sys
@@ -113,3 +120,81 @@ networks.compiled_for([StackedMLP([1, 1])])
     first, second = done.stderr.strip().splitlines()[-2:]
     assert first == "fast=True: compiling the learning steps for this processor; later processes find them on disk."
     assert second.startswith("fast=True: compiled in ")
+
+
+def random_batch(num: int, rows: int, size: int, actions: th.Tensor) -> SimpleNamespace:
+    shape = (num, rows, 1)
+    return SimpleNamespace(
+        observations=th.randn(num, rows, size), actions=actions, next_observations=th.randn(num, rows, size),
+        rewards=3 * th.randn(shape), dones=(th.rand(shape) < 0.3).float(), discounts=th.rand(shape), weights=th.rand(shape),
+    )  # fmt: skip
+
+
+def rows_for(params: th.Tensor) -> tuple[AdamRows, tuple[Any, ...]]:
+    rows = AdamRows(params, th.zeros_like(params), 1)
+    return rows, rows.arguments({"maximize": False, "lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0})
+
+
+@pytest.mark.parametrize("double_q", [False, True])
+def test_dqns_gradients_are_those_of_torch(double_q: bool) -> None:
+    th.manual_seed(0)
+    online, target = (StackedMLP([4, 6, 3], 3, "relu", th.randn(3, 51)) for _ in range(2))
+    batch = random_batch(3, 16, 4, th.randint(0, 3, (3, 16, 1)))
+    gradient = DQNGradient(online, target, 0.9, double_q, 0.3)
+    losses, errors = gradient(batch)
+    rows, adam = rows_for(online.params)
+    arrays = compiled.Arrays(*(getattr(batch, name).numpy() for name in compiled.Arrays._fields))
+    learned = compiled.CompiledDQN(online, target, double_q, 0.3).learn(np.ones(3, bool), arrays, adam)
+    for found, wanted in ((learned.losses, losses), (learned.errors, errors), (rows.grads, gradient.grads)):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_sacs_and_td3s_gradients_are_those_of_torch() -> None:
+    th.manual_seed(0)
+    num, size, num_actions = 3, 4, 2
+    policy = StackedMLP([size, 6, 2 * num_actions], num, "relu", 0.3 * th.randn(num, 58))
+    policy.params[:, -1] = -20.0  # the bias of one deviation, some of which are out of their range then
+    critics, critics_target = (TwinCritics(th.randn(num, 2 * 49), [6, 6, 1], "relu", 2) for _ in range(2))
+    batch = random_batch(num, 32, size, th.rand(num, 32, num_actions) * 2 - 1)
+    noise, next_noise, ent_coefs = th.randn(num, 32, 2), th.randn(num, 32, 2), th.rand(num)
+    raw = policy.forward(batch.observations)[..., num_actions:]
+    assert 0 < (raw < -20.0).sum() < 3 * 32
+    arrays = compiled.Arrays(*(getattr(batch, name).numpy() for name in compiled.Arrays._fields))
+    active = np.ones(num, bool)
+
+    gaussian = SquashedGaussian(policy)
+    sac = SACGradient(gaussian, critics, critics_target, 0.9)
+    actions, log_probs = gaussian.sample(batch.observations, noise)
+    wanted = [
+        actions.clone(),
+        log_probs.clone(),
+        *(part.clone() for part in sac.of_critics(batch, ent_coefs.view(-1, 1, 1), next_noise)),
+    ]
+    wanted += [sac.critic_grads, sac.of_actor(batch, ent_coefs.view(-1, 1, 1), actions, log_probs), sac.actor_grads]
+    step = compiled.CompiledSAC(gaussian, critics, critics_target)
+    drawn = step.draw(active, arrays, noise.numpy())
+    (critic_rows, critic_adam), (actor_rows, actor_adam) = rows_for(critics.params), rows_for(policy.params)
+    of_critics = step.learn_critics(active, arrays, next_noise.numpy(), ent_coefs.numpy(), critic_adam)
+    of_actor = step.learn_actor(active, arrays, drawn, ent_coefs.numpy(), actor_adam)
+    found = [
+        drawn.actions,
+        drawn.log_probs,
+        of_critics.losses,
+        of_critics.errors,
+        critic_rows.grads,
+        of_actor.losses,
+        actor_rows.grads,
+    ]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+    actor, actor_target = (StackedMLP([size, 6, num_actions], num, "relu", th.randn(num, 44)) for _ in range(2))
+    td3 = TD3Gradient(actor, actor_target, critics, critics_target, 0.9)
+    wanted = [*(part.clone() for part in td3.of_critics(batch, noise)), td3.critic_grads, td3.of_actor(batch), td3.actor_grads]
+    other_step = compiled.CompiledTD3(actor, actor_target, critics, critics_target)
+    actor_rows, actor_adam = rows_for(actor.params)
+    of_critics = other_step.learn_critics(active, arrays, noise.numpy(), critic_adam)
+    of_actor = other_step.learn_actor(active, arrays, actor_adam)
+    found = [of_critics.losses, of_critics.errors, critic_rows.grads, of_actor.losses, actor_rows.grads]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
